@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,34 @@ from typing import Any
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
+
+
+class OthersLoad:
+    """How many cores processes other than this one and its descendants keep busy, from the making of this object on."""
+
+    def __init__(self) -> None:
+        self._started, self._seconds = time.monotonic(), self._others_seconds()
+
+    def cores(self) -> float:
+        """The mean so far."""
+        return round((self._others_seconds() - self._seconds) / (time.monotonic() - self._started), 2)
+
+    @staticmethod
+    def _others_seconds() -> float:
+        every = psutil.cpu_times()
+        busy = every.user + every.nice + every.system + every.irq + every.softirq
+        return busy - sum(os.times()[:4]) - sum(map(_processor_seconds, psutil.Process().children(recursive=True)))
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:4])
+    except psutil.NoSuchProcess:  # its parent has waited for it since, and is charged with it
+        return 0.0
+
+
+_OTHERS = OthersLoad()
+"""Since the benchmark's start."""
 
 
 def interleaved(contenders: Mapping[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, dict[str, Any]]:
@@ -56,9 +86,10 @@ def machine(packages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def write_results(what: str, content: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write `<date>-<what>.json`."""
+    """Write `<date>-<what>.json`, with how many cores others kept busy during the run."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}-{what}.json"
+    content = {**content, "others_cores": _OTHERS.cores()}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 

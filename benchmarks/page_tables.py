@@ -35,26 +35,30 @@ class Results:
         """Script, file, processor and load, as the page has them."""
         machine = self.content.get("machine", self.content)  # older files have it at the top
         cpu = machine["cpu"].replace("(R)", "").removesuffix(" Processor")
-        readings = [*_loads(self.content)]
+        parts = [value for key, value in self.content.items() if key != "machine"]  # the rest is what was measured
+        readings = [load for name in ("load_average", "load_average_before") for load in _readings(parts, name)]
+        others = [*_readings(self.content, "others_cores")]
+        busy = f", {max(others):.2f} cores busy with others" if others else ""
         during = f", {min(readings):.1f} to {max(readings):.1f} while it ran" if readings else ""
         after = f", {machine['load_average_after']:.1f} after" if "load_average_after" in machine else ""
         return (
             f"`{self.script}`, [{self.path.stem}](../benchmarks/results/{self.path.name}), {cpu}, "
-            f"{machine['physical_cores']} cores, load {machine['load_average_before']:.1f} before{during}{after}"
+            f"{machine['physical_cores']} cores, load {machine['load_average_before']:.1f} "
+            f"before{during}{after}{busy}"
         )
 
 
-def _loads(content: Any) -> Iterator[float]:
-    """Every load that was read while something was measured."""
+def _readings(content: Any, name: str) -> Iterator[Any]:
+    """Every value of a name, wherever it is."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if key == "load_average" or (key == "load_average_before" and "cpu" not in content):
+            if key == name:
                 yield value
             else:
-                yield from _loads(value)
+                yield from _readings(value, name)
     elif isinstance(content, list):
         for value in content:
-            yield from _loads(value)
+            yield from _readings(value, name)
 
 
 def all_results(what: str, script: str, folder: Path = RESULTS) -> list[Results]:

@@ -30,7 +30,7 @@ from typing import Any
 import llama_cpp_oracle
 import psutil
 import vllm_oracle
-from measure import machine, write_results
+from measure import OthersLoad, machine, write_results
 from serving_load import Api, Clients
 from serving_model import Model
 from serving_peers import llama_cpp, served, triton, vllm
@@ -86,7 +86,7 @@ def environment(model: Model, name: str, make: Callable[[Path], Path]) -> Path:
 
 def measure(peer: Peer, new_tokens: int) -> dict[str, Any]:
     """Medians of a server's turns at each number of clients, and of conversations' first tokens."""
-    started, load = time.monotonic(), psutil.getloadavg()[0]
+    started, load, others = time.monotonic(), psutil.getloadavg()[0], OthersLoad()
     rows = []
     with peer.start() as url:
         clients = Clients(url, peer.api, new_tokens)
@@ -110,6 +110,7 @@ def measure(peer: Peer, new_tokens: int) -> dict[str, Any]:
     first, second = (round(1000 * median(turn[i].arrivals[0] for turn in asked), 1) for i in (0, 1))
     return {
         "load_average_before": round(load, 2),
+        "others_cores": others.cores(),
         "seconds": round(time.monotonic() - started),
         "seconds_to_start_and_warm_up": round(starting),
         "rows": rows,

@@ -260,3 +260,15 @@ def test_the_readme_s_commands_answer_from_the_build_that_they_make(engines, nan
         (tmp_path / name).symlink_to(target)
     printed = run(block._replace(code="".join(using)), tmp_path)
     assert printed == python_output("run", nano_bundle, "--image", COUNT, "How many objects do you see?")
+
+
+def test_onnxruntime_reports_nothing(r1v, nano_bundle, tmp_path, monkeypatch):
+    for name in ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"):  # they keep it from reporting, too
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert r1v("run", nano_bundle, "How many?", "--greedy", "--max-new-tokens", 1).returncode == 0
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    assert r1v("run", nano_bundle, "How many?", "--greedy", "--max-new-tokens", 1).returncode == 0
+    assert [*tmp_path.rglob("onnxruntime.db*")], "what the case above relies on: left alone, it keeps a database here"

@@ -10,6 +10,8 @@ namespace r1v::ort {
 namespace {
 
 constexpr char kVariable[] = "R1V_ONNXRUNTIME";
+// Microsoft's builds report to Microsoft what is run, see docs/onnxruntime.md; read once, where the first `Env` is made.
+constexpr char kNoTelemetry[] = "ORT_DISABLE_TELEMETRY";
 constexpr char kFix[] =
     "install ONNX Runtime and name its libonnxruntime.so by the option onnxruntime_library or by R1V_ONNXRUNTIME; a "
     "Python environment has one in site-packages/onnxruntime/capi";
@@ -46,6 +48,7 @@ Library::Library(const std::string& path) {
   api_.name = reinterpret_cast<result(*) parameters>(table[position]);
   R1V_ORT_FUNCTIONS(R1V_ORT_LOAD)
 #undef R1V_ORT_LOAD
+  ::setenv(kNoTelemetry, "1", /*overwrite=*/0);
   // Its errors are raised too; its own lines on stderr would only repeat them.
   check(api_.CreateEnv(kFatal, "r1v", &env_), Code::kCapability, "ONNX Runtime cannot be set up.", path_);
 }

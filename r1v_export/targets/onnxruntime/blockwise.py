@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx_ir.convenience import extract
 
 from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.errors import BundleError
 from r1v_export.model_spec import ModelSpec
+from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer
 from r1v_export.targets.onnxruntime.runtime.engine import BoundRun, cache_dtype, in_tile_groups
 from r1v_export.targets.onnxruntime.runtime.run import ELEMENT_TYPES, run_graph

@@ -18,10 +18,10 @@ def readiness() -> Readiness:
     if version is None:
         return Readiness("onnxruntime is not installed", INSTALL)
     try:
-        import onnxruntime
+        from r1v_export.targets.onnxruntime.library import ort
     except Exception as error:  # a missing system library or a package of another platform, each with its own class
         return Readiness(f"onnxruntime does not load: {error}", INSTALL)
-    return Readiness(found={"onnxruntime": version, "providers": ", ".join(onnxruntime.get_available_providers())})
+    return Readiness(found={"onnxruntime": version, "providers": ", ".join(ort.get_available_providers())})
 
 
 def require() -> None:

@@ -1,68 +1,208 @@
-"""The few fields of an ONNX file that opening a session reads or changes, without the package onnx.
+"""The few fields of an ONNX file that opening a session reads or changes, without the packages onnx and protobuf.
 
-A protobuf message keeps the fields that its schema does not name, and writes them back as they were: so a schema of a
-few fields is enough. Source of the numbers: onnx.proto of ONNX, whose field numbers never change.
+To import protobuf takes as long as opening a session on kept weights, a seventh of the time to a first token. A message
+keeps the fields that are not named here, and writes them back as they were. Sources: "Encoding" of protobuf's
+documentation, and onnx.proto of ONNX, whose field numbers never change.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from typing import Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 FLOAT, FLOAT8E4M3FN, INT8, FLOAT16, UINT4, INT4 = 1, 17, 3, 10, 21, 22
 """Values of `data_type`."""
 
-_PACKAGE = "r1v_export"
-_FIELD = descriptor_pb2.FieldDescriptorProto
-_MESSAGES: Mapping[str, Mapping[str, tuple[int, Any, str]]] = {
-    "StringStringEntryProto": {
-        "key": (1, _FIELD.LABEL_OPTIONAL, "string"),
-        "value": (2, _FIELD.LABEL_OPTIONAL, "string"),
-    },
-    "TensorProto": {
-        "dims": (1, _FIELD.LABEL_REPEATED, "int64"),
-        "data_type": (2, _FIELD.LABEL_OPTIONAL, "int32"),
-        "name": (8, _FIELD.LABEL_OPTIONAL, "string"),
-        "external_data": (13, _FIELD.LABEL_REPEATED, "StringStringEntryProto"),
-    },
-    "ValueInfoProto": {"name": (1, _FIELD.LABEL_OPTIONAL, "string")},
-    "GraphProto": {
-        "initializer": (5, _FIELD.LABEL_REPEATED, "TensorProto"),
-        "output": (12, _FIELD.LABEL_REPEATED, "ValueInfoProto"),
-        "value_info": (13, _FIELD.LABEL_REPEATED, "ValueInfoProto"),
-    },
-    "ModelProto": {
-        "graph": (7, _FIELD.LABEL_OPTIONAL, "GraphProto"),
-        "metadata_props": (14, _FIELD.LABEL_REPEATED, "StringStringEntryProto"),
-    },
-}
-"""Message -> field -> number, label, and type: a scalar's, or another message."""
-_SCALARS = {"string": _FIELD.TYPE_STRING, "int32": _FIELD.TYPE_INT32, "int64": _FIELD.TYPE_INT64}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""Wire types: how a field's content is written, in the three low bits of its tag."""
+_WIDTHS = {_FIXED64: 8, _FIXED32: 4}
+
+_Sub = TypeVar("_Sub", bound="Message")
 
 
-def parse_model(content: bytes) -> Any:
-    """An ONNX file as a message with the fields above; `SerializeToString` writes all of it, changed or not.
+class _Field:
+    """A field of a message as it is in the file.
+
+    Args:
+        content: an integer, bytes without their length, or the message that they hold, once it was asked for.
+    """
+
+    __slots__ = ("content", "number", "wire")
+
+    def __init__(self, number: int, wire: int, content: int | bytes | memoryview | Message) -> None:
+        self.number, self.wire, self.content = number, wire, content
+
+    def written(self) -> Iterator[bytes | memoryview]:
+        yield _varint(self.number << 3 | self.wire)
+        if isinstance(self.content, int):
+            yield _varint(self.content)
+            return
+        content = self.content.SerializeToString() if isinstance(self.content, Message) else self.content
+        if self.wire == _BYTES:
+            yield _varint(memoryview(content).nbytes)
+        yield content
+
+
+class Message:
+    """A message of protobuf.
+
+    Args:
+        content: as it is in the file.
 
     Raises:
-        google.protobuf.message.DecodeError: it is no protobuf message.
+        ValueError: it is no message.
     """
-    return _model_class().FromString(content)
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._fields = [*_fields(memoryview(content))]
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  # as protobuf calls it
+        """The message with its changes, all other fields as they were."""
+        return b"".join(part for field in self._fields for part in field.written())
+
+    def of(self, number: int) -> list[_Field]:
+        """The fields of a number, in order."""
+        return [field for field in self._fields if field.number == number]
+
+    def append(self, number: int, message: Message) -> None:
+        """Add one to the messages of a number."""
+        self._fields.append(_Field(number, _BYTES, message))
 
 
-@functools.cache
-def _model_class() -> Any:
-    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}/onnx.proto", package=_PACKAGE, syntax="proto2")
-    for message, fields in _MESSAGES.items():
-        described = file.message_type.add(name=message)
-        for field, (number, label, kind) in fields.items():
-            added = described.field.add(name=field, number=number, label=label)
-            if kind in _SCALARS:
-                added.type = _SCALARS[kind]
-            else:
-                added.type, added.type_name = _FIELD.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.ModelProto"))
+class _Text:
+    """A string; empty if it is not there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __get__(self, message: Message, owner: type[Message]) -> str:
+        found = message.of(self.number)
+        return str(found[-1].content, "utf-8") if found else ""  # type: ignore[arg-type]
+
+    def __set__(self, message: Message, text: str) -> None:
+        message.of(self.number)[-1].content = text.encode()
+
+
+class _Messages(Generic[_Sub]):
+    """Messages of a kind."""
+
+    def __init__(self, number: int, kind: type[_Sub]) -> None:
+        self.number, self.kind = number, kind
+
+    def __get__(self, message: Message, owner: type[Message]) -> list[_Sub]:
+        fields = message.of(self.number)
+        for field in fields:
+            if not isinstance(field.content, Message):
+                field.content = self.kind(field.content)  # type: ignore[arg-type]
+        return [field.content for field in fields]  # type: ignore[misc]
+
+
+class Entry(Message):
+    """StringStringEntryProto."""
+
+    key, value = _Text(1), _Text(2)
+
+
+class Tensor(Message):
+    """TensorProto: a weight."""
+
+    name, external_data = _Text(8), _Messages(13, Entry)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(_integers(self.of(1)))
+
+    @property
+    def data_type(self) -> int:
+        """The number of its element type."""
+        return next(reversed([*_integers(self.of(2))]), 0)
+
+
+class Value(Message):
+    """ValueInfoProto."""
+
+    name = _Text(1)
+
+
+class Graph(Message):
+    """GraphProto."""
+
+    initializer, output, value_info = _Messages(5, Tensor), _Messages(12, Value), _Messages(13, Value)
+
+    def add_output(self, value: Value) -> None:
+        """Let one of its values be an output, too."""
+        self.append(12, value)
+
+
+class Model(Message):
+    """ModelProto, a whole file."""
+
+    metadata_props, _graphs = _Messages(14, Entry), _Messages(7, Graph)
+
+    @property
+    def graph(self) -> Graph:
+        """What is computed.
+
+        Raises:
+            ValueError: there is nothing.
+        """
+        graphs = self._graphs
+        if not graphs:
+            raise ValueError("an ONNX file without a graph")
+        return graphs[-1]
+
+
+def _fields(content: memoryview) -> Iterator[_Field]:
+    place = 0
+    while place < len(content):
+        tag, place = _read_varint(content, place)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, place = _read_varint(content, place)
+            yield _Field(number, wire, value)
+            continue
+        if wire == _BYTES:
+            length, place = _read_varint(content, place)
+        elif wire in _WIDTHS:
+            length = _WIDTHS[wire]
+        else:
+            raise ValueError(f"no message of protobuf: a field of wire type {wire}")
+        end = place + length
+        if not number or end > len(content):
+            raise ValueError("no message of protobuf: a field ends behind the message" if number else "a field 0")
+        yield _Field(number, wire, content[place:end])
+        place = end
+
+
+def _integers(fields: Iterable[_Field]) -> Iterator[int]:
+    """Integers of a repeated field, one by one or many in one field ("packed")."""
+    for field in fields:
+        if isinstance(field.content, int):
+            yield field.content
+            continue
+        content, place = memoryview(field.content), 0  # type: ignore[arg-type]
+        while place < len(content):
+            number, place = _read_varint(content, place)
+            yield number
+
+
+def _read_varint(content: memoryview, place: int) -> tuple[int, int]:
+    """An integer of seven bits a byte, the lowest first, and where it ends."""
+    value = shift = 0
+    while place < len(content) and shift < 70:
+        byte = content[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+    raise ValueError("no message of protobuf: an integer has no end")
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
 from r1v_export import contract
 from r1v_export.errors import BundleError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
-from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, INT4, INT8, UINT4, parse_model
+from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, INT4, INT8, UINT4, Model
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
@@ -60,10 +59,10 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
     stops_at_length = False
     for name, file in files.items():
         try:
-            model = parse_model(read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES))
+            model = Model(read_regular_bytes(engine / file, GRAPH_LIMIT_BYTES))
             entries[name] = {**quantization_entries(model)}
             stops_at_length |= any(entry.key == STOPS_AT_LENGTH for entry in model.metadata_props)
-        except Exception as error:  # protobuf's own, and the file system's
+        except Exception as error:  # of the file system, and of what is no graph
             fix = "build the bundle again"
             raise BundleError("An engine cannot be read.", where=engine / file, found=error, fix=fix) from error
     return {
@@ -78,7 +77,7 @@ def engine_options(engine: Path, files: Mapping[str, str]) -> dict[str, JsonValu
     }
 
 
-def quantization_entries(model: Any) -> dict[str, str]:
+def quantization_entries(model: Model) -> dict[str, str]:
     """How this graph's quantized weights are computed with, as entries of a session's configuration.
 
     4-bit weights stay packed, in a fused kernel. There is none for FP8 weights: they are dequantized once, at load, and
@@ -88,8 +87,6 @@ def quantization_entries(model: Any) -> dict[str, str]:
     Weights of a file are pages that the kernel gives back; what ONNX Runtime widens to float32 is memory, and would be
     there twice if all threads brought it into its layouts. Widened are FP8, and on a CPU float16.
 
-    Args:
-        model: of `parse_model`.
     """
     kinds = {weight.data_type for weight in model.graph.initializer}
     inputs = next((entry.value for entry in model.metadata_props if entry.key == INT4_INPUTS), "exact")
@@ -102,12 +99,8 @@ def quantization_entries(model: Any) -> dict[str, str]:
     return entries
 
 
-def four_bit_bytes(model: Any) -> int:
-    """Of a graph's 4-bit weights in files of their own.
-
-    Args:
-        model: of `parse_model`.
-    """
+def four_bit_bytes(model: Model) -> int:
+    """Of a graph's 4-bit weights in files of their own."""
     weights = [weight for weight in model.graph.initializer if weight.data_type in _FOUR_BITS]
     lengths = (entry.value for weight in weights for entry in weight.external_data if entry.key == "length")
     return sum(map(int, lengths))

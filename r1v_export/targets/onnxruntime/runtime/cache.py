@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import Sizes
+from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.cache_memory import CacheMemory
 
 SETTLED_TOGETHER = 512

@@ -15,7 +15,7 @@ import numpy as np
 from r1v_export.contract import Sizes
 from r1v_export.errors import BundleError
 from r1v_export.files import GRAPH_LIMIT_BYTES, open_regular, read_regular_bytes
-from r1v_export.targets.onnxruntime.graph_message import FLOAT, FLOAT16, parse_model
+from r1v_export.targets.onnxruntime.graph_message import FLOAT, FLOAT16, Model
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 
 _TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
@@ -76,15 +76,15 @@ def find_table(model: Path, weights_root: Path, sizes: Sizes) -> EmbeddingTable 
         BundleError: graph or weights are missing or no regular files.
     """
     try:
-        proto = parse_model(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
+        proto = Model(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
         folder = follow_links(proto, weights_root)
         shape = (sizes.vocab, sizes.hidden)
-        tables = [each for each in proto.graph.initializer if tuple(each.dims) == shape and each.external_data]
+        tables = [each for each in proto.graph.initializer if each.dims == shape and each.external_data]
         if len(tables) != 1 or tables[0].data_type not in _TYPES:
             return None
         place = {entry.key: entry.value for entry in tables[0].external_data}
         file, offset = folder / place["location"], int(place.get("offset", 0))
         return EmbeddingTable(file, offset, shape, _TYPES[tables[0].data_type])
-    except OSError as error:
+    except (OSError, ValueError) as error:
         fix = "build the bundle again"
         raise BundleError("An engine cannot be read.", where=model, found=error, fix=fix) from error

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import CacheLimits, Sizes
+from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime import weights_memory
 from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer, open_cache
 from r1v_export.targets.onnxruntime.runtime.embedding_table import EmbeddingTable, find_table

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from r1v_export.errors import BundleError
 from r1v_export.files import require_regular
+from r1v_export.targets.onnxruntime.graph_message import Model
 
 _LOCATION = "location"
 
 
-def follow_links(model: Any, root: Path) -> Path:
+def follow_links(model: Model, root: Path) -> Path:
     """Let the weights of `model` be found where the links below `root` lead to; nothing is copied.
 
     Args:
-        model: of `parse_model`; its locations are rewritten if there are links.
+        model: its locations are rewritten if there are links.
         root: what they are relative to.
 
     Returns:

@@ -15,13 +15,12 @@ import platform
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
-from r1v_export.targets.onnxruntime.graph_message import parse_model
+from r1v_export.targets.onnxruntime.graph_message import Model, Tensor
+from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.session_options import four_bit_bytes
 from r1v_export.targets.user_cache import Entry, digest, file_states, is_off
 
@@ -43,16 +42,23 @@ class OptimizedGraph:
     Args:
         cache: the folder of all entries.
         source: the graph's file.
-        content: the graph, its weights' locations relative to `weights_folder`.
+        graph: its content, weights' locations relative to `weights_folder`.
+        content: the same as it is in a file.
         weights_folder: that holds all of its weight files, none of them behind a link.
         entries: of the session's configuration.
     """
 
     def __init__(
-        self, cache: Path, source: Path, content: bytes, weights_folder: Path, entries: Mapping[str, str]
+        self,
+        cache: Path,
+        source: Path,
+        graph: Model,
+        content: bytes,
+        weights_folder: Path,
+        entries: Mapping[str, str],
     ) -> None:
         source, self.content, self.weights_folder = source.resolve(), content, weights_folder.resolve()
-        self._tensors = {tensor.name: _external(tensor) for tensor in parse_model(content).graph.initializer}
+        self._tensors = {tensor.name: _external(tensor) for tensor in graph.graph.initializer}
         self._files = sorted({self.weights_folder / each["location"] for each in self._tensors.values() if each})
         size_bytes = sum(int(each["length"]) for each in self._tensors.values() if each)
         self.entry = Entry(cache, source, digest(str(source)), self._key(entries), size_bytes)
@@ -83,7 +89,7 @@ class OptimizedGraph:
 
     def _drop_unchanged(self, scratch: Path) -> None:
         """Write what a session has saved anew, without the weights that are the same as in the bundle."""
-        model = parse_model(read_regular_bytes(scratch / _GRAPH, GRAPH_LIMIT_BYTES))
+        model = Model(read_regular_bytes(scratch / _GRAPH, GRAPH_LIMIT_BYTES))
         saved, packed = scratch / _WEIGHTS, scratch / "packed"
         with packed.open("wb") as out:
             for tensor in model.graph.initializer:
@@ -108,12 +114,8 @@ class OptimizedGraph:
         return digest(json.dumps([build, sorted(entries.items()), file_states(self._files), content]))
 
 
-def worth_keeping(model: Any) -> bool:
-    """Whether a graph has so many 4-bit weights that preparing them takes long, and the user lets them be kept.
-
-    Args:
-        model: of `parse_model`.
-    """
+def worth_keeping(model: Model) -> bool:
+    """Whether a graph has so many 4-bit weights that preparing them takes long, and the user lets them be kept."""
     return four_bit_bytes(model) >= LEAST_BYTES and not is_off()
 
 
@@ -128,7 +130,7 @@ def _as_it_is(options: ort.SessionOptions) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
-def _external(tensor: Any) -> dict[str, str]:
+def _external(tensor: Tensor) -> dict[str, str]:
     """Location, offset and length of a tensor; nothing if it is in the graph's file."""
     found = {entry.key: entry.value for entry in tensor.external_data}
     return {"offset": "0", **found} if found else {}

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from r1v_export.errors import GraphError
 from r1v_export.targets.graph_errors import naming_graph
+from r1v_export.targets.onnxruntime.library import ort
 
 ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from r1v_export.config import Device
 from r1v_export.count import Count
 from r1v_export.cpus import thread_count
@@ -17,7 +15,8 @@ from r1v_export.errors import BundleError, CapabilityError, R1VError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.log_event import log_event
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
-from r1v_export.targets.onnxruntime.graph_message import parse_model
+from r1v_export.targets.onnxruntime.graph_message import Model
+from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import PARALLEL_PREPACK, WEIGHTS_FOLDER, quantization_entries
@@ -84,7 +83,7 @@ def open_session(
     threads = threads or thread_count().count
     try:
         content = model if isinstance(model, bytes) else read_regular_bytes(model, GRAPH_LIMIT_BYTES)
-        proto = parse_model(content)
+        proto = Model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
         entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), PARALLEL_PREPACK: "1"}
@@ -92,7 +91,7 @@ def open_session(
         create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
         cache = cache_folder("onnxruntime") if keep and device == "cpu" else None
         if cache and isinstance(model, Path) and worth_keeping(proto):
-            session = OptimizedGraph(cache, model, content, folder, entries).open(create)
+            session = OptimizedGraph(cache, model, proto, content, folder, entries).open(create)
         else:
             session = create(content, folder)
     except R1VError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from r1v_export import contract
 from r1v_export.errors import CapabilityError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
-from r1v_export.targets.onnxruntime.graph_message import parse_model
+from r1v_export.targets.onnxruntime.graph_message import Model
 
 
 def with_vision_blocks(model: Path) -> bytes:
@@ -17,7 +17,7 @@ def with_vision_blocks(model: Path) -> bytes:
     Raises:
         CapabilityError: the graph has no value named as a block's output.
     """
-    proto = parse_model(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
+    proto = Model(read_regular_bytes(model, GRAPH_LIMIT_BYTES))
     values = {value.name: value for value in proto.graph.value_info}
     names = list(takewhile(values.__contains__, map(contract.vision_block, count())))
     if not names:
@@ -27,6 +27,6 @@ def with_vision_blocks(model: Path) -> bytes:
             expected=contract.vision_block(0),
             fix="compare without blocks",
         )
-    proto.graph.output.extend(values[name] for name in names)
-    data: bytes = proto.SerializeToString()
-    return data
+    for name in names:
+        proto.graph.add_output(values[name])
+    return proto.SerializeToString()
