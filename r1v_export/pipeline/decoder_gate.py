@@ -16,7 +16,7 @@ from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.image_gate import image_options
 from r1v_export.pipeline.parity_gate import GateRun
 from r1v_export.progress import ProgressCallback
-from r1v_export.targets.decoders import DecoderPart, lending_target
+from r1v_export.targets.decoders import DecoderPart
 from r1v_export.targets.images import ImageEncoder, named_pair
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def compare_decoder(
         CapabilityError: the library lacks what it takes, and the comparison is not optional.
     """
     alone = options if encoder is None else image_options(options, config, run, encoder)
-    compute = max(alone.compute, lending_target(decoder.name).decoder_compute, key=get_args(Compute).index)
+    compute = max(alone.compute, decoder.compute, key=get_args(Compute).index)
     rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), decoder.name)))
     of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding)
     try:

@@ -20,6 +20,7 @@ from r1v_export.manifest import PASSED
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets import registry
 from r1v_export.targets.images import AUTO, named_pair, part_folder
+from r1v_export.targets.int4_inputs import Int4Inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,19 +34,26 @@ class DecodesForOthers(Protocol):
     """A target whose runtime can decode for another target's engines, from the same graphs and weights."""
 
     name: ClassVar[str]
-    decoder_compute: ClassVar[Compute]
-    """What it rounds the operands of products to that are not quantized."""
 
-    def write_decoder(self, model: ir.Model, graphs: Path, out: Path) -> None:
+    def write_decoder(self, model: ir.Model, graphs: Path, int4_inputs: Int4Inputs, out: Path) -> None:
         """Write what it opens, but for the weights, into the empty folder `out`; needs neither library nor CPU.
 
         Args:
             model: the standard decoder, or one with other weights, to be changed; the weights' locations are relative
                 to `graphs`.
             graphs: the standard graphs, in the folder of that name of the bundle.
+            int4_inputs: what the engine multiplies 4-bit weights with.
 
         Raises:
             CapabilityError, GraphError: as `Target.build` does.
+        """
+        ...
+
+    def decoder_compute(self, engine: Path) -> Compute:
+        """What the decoder in a folder rounds the operands of products to that are not quantized.
+
+        Raises:
+            BundleError: it is damaged.
         """
         ...
 
@@ -73,6 +81,15 @@ class DecoderPart:
 
     name: str
     folder: Path
+
+    @property
+    def compute(self) -> Compute:
+        """What it rounds the operands of products to that are not quantized.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        return lending_target(self.name).decoder_compute(self.folder)
 
     def open(self, bundle: Path, spec: ModelSpec) -> DecoderEngine:
         """Open it, in a bundle's folder, which need not be finished.

@@ -155,6 +155,19 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert not chosen(failed)
 
 
+def test_a_decoder_of_exact_inputs_is_compared_by_the_limits_of_bfloat16(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(OpenVinoTarget, "why_not_decoder", lambda _: None)
+    monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_: "images are compared elsewhere")
+    gate, exact = ParityConfig(questions=1, max_new_tokens=2), {"onnxruntime": {"int4_inputs": "exact"}}
+    config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate, targets=exact)
+    bundle = Bundle.open(build(config, tmp_path / "out").out)
+    assert bundle.manifest.decoder_parity == {DECODER_PAIR: "passed"}
+    assert read_report(bundle.folder / "report/decoder").profile == "bf16"
+
+
 def test_a_library_without_paged_attention_fails_no_build(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 from r1v_export import contract
-from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
+from r1v_export.config import BuildConfig, Compute, Device, ImageProducts, Matmul
 from r1v_export.cpus import has_bfloat16_products, has_tile_products
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.manifest import MANIFEST
@@ -15,7 +15,7 @@ from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
 from r1v_export.targets.installed import version_of
-from r1v_export.targets.int4_inputs import chosen_int4_inputs, require_int4_weights
+from r1v_export.targets.int4_inputs import Int4Inputs, chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.config import OpenVinoConfig
@@ -43,7 +43,6 @@ class OpenVinoTarget(Target):
     config_class = OpenVinoConfig
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
-    decoder_compute: ClassVar[Literal["float32"]] = "float32"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -111,10 +110,16 @@ class OpenVinoTarget(Target):
             return "this CPU multiplies tiles of bfloat16 values (AMX), which is faster than int8 here"
         return None
 
-    def write_decoder(self, model: ir.Model, graphs: Path, out: Path) -> None:
+    def write_decoder(self, model: ir.Model, graphs: Path, int4_inputs: Int4Inputs, out: Path) -> None:
+        """Inputs that 4-bit weights multiply as they are, are rounded to bfloat16: in float32 a step of several rows
+        takes twice as long."""
         from r1v_export.targets.openvino.write.graphs import write_paged_decoder
 
-        write_paged_decoder(model, graphs, OpenVinoConfig(matmul=self.decoder_compute, int4_inputs="int8"), out)
+        matmul: Matmul = "float32" if int4_inputs == "int8" else "bfloat16"
+        write_paged_decoder(model, graphs, OpenVinoConfig(matmul=matmul, int4_inputs=int4_inputs), out)
+
+    def decoder_compute(self, engine: Path) -> Compute:
+        return read_engine_file(engine).options.matmul
 
     def why_not_decoder(self) -> str | None:
         return self.why_not_images("bfloat16")
@@ -123,7 +128,7 @@ class OpenVinoTarget(Target):
         opened = _open(engine, bundle.absolute(), [contract.DECODER], spec)
         from r1v_export.targets.openvino.runtime.paged_attention import require_paged_attention
 
-        require_paged_attention(spec.sizes.kv_heads, spec.sizes.head_dim)
+        require_paged_attention(spec.sizes.kv_heads, spec.sizes.head_dim, opened.decoder_products)
         return opened
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:

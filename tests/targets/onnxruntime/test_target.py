@@ -67,11 +67,11 @@ def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, sche
         ({"precision": "int4"}, {"layers.0": "int4", "layers.1": "int8"}, None),
         ({"precision": "int4"}, {}, None),
         ({"precision": "int4", "device": "cuda"}, {"layers.0": "int4"}, None),
-        ({"precision": "int4", "targets": {"onnxruntime": {"int4_inputs": "exact"}}}, {"layers.0": "int4"}, None),
+        ({"precision": "int4", "targets": {"onnxruntime": {"int4_inputs": "exact"}}}, {"layers.0": "int4"}, "openvino"),
         ({"precision": "int8"}, {"layers.0": "int8"}, None),
     ],
 )
-def test_prompts_have_a_faster_engine_where_inputs_of_4_bit_weights_are_rounded(fields, linears, expected):
+def test_a_decoder_in_4_bits_has_a_faster_engine(fields, linears, expected):
     schemes = {}
     for name, weights in linears.items():
         sizes = {"granularity": "channel"} if weights == "int8" else {"granularity": "group", "group_size": 32}

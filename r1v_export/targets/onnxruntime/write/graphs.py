@@ -70,11 +70,12 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         ir.save(model, out / f"{name}.onnx")
 
 
-def decoder_with_rounded_head(graphs: Path) -> ir.Model:
-    """The standard decoder with the head in 8 bits that `write_graphs` wrote into the bundle's engine, if it wrote one;
-    for a runtime that multiplies with such weights, too. Locations of weights are relative to `graphs`."""
+def decoder_for_others(graphs: Path, int4_inputs: Int4Inputs) -> ir.Model:
+    """The standard decoder for another runtime, with the head in 8 bits that `write_graphs` wrote into the bundle's CPU
+    engine, if it wrote one. Locations of weights are relative to `graphs`."""
     model = ir.load(graphs / f"{contract.DECODER}.onnx")
-    take_rounded_head(model, f"../{_HEAD_LOCATION}")
+    if int4_inputs == "int8":
+        take_rounded_head(model, f"../{_HEAD_LOCATION}")
     return model
 
 

@@ -17,7 +17,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
-from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph
+from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph, products_of
 from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 
@@ -73,8 +73,14 @@ class OpenVinoEngine:
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes
-        slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * np.dtype(np.float32).itemsize
+        value_bytes = getattr(ov.Type, self.decoder_products if self._file.paged else "f32").size
+        slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * value_bytes
         return CacheLimits(slot_bytes, ragged=self._file.paged)
+
+    @cached_property
+    def decoder_products(self) -> str:
+        """What its decoder rounds operands to that are not quantized: f32 or bf16."""
+        return products_of(contract.DECODER, self._file)
 
     @cached_property
     def _vision(self) -> Graph:

@@ -42,6 +42,8 @@ class Compiled(NamedTuple):
     model: ov.CompiledModel
     weights: HeldWeights
     """The mapped files, and matrices that were rounded."""
+    products: ov.Type
+    """What they round their operands to, and what pools of blocks hold."""
 
 
 @kept_signal_stack()
@@ -76,8 +78,8 @@ def compile_graph(
         model = _read(path, file)
         if outputs:
             model.add_outputs(outputs)
-        rounds = properties["INFERENCE_PRECISION_HINT"] == "bf16" and has_bfloat16()
-        multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if rounds else None
+        products = properties["INFERENCE_PRECISION_HINT"]
+        multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if products == "bf16" else None
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         compiled = ov.Core().compile_model(model, _DEVICE, properties)
         weights.forget()
@@ -93,9 +95,9 @@ def compile_graph(
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this openvino",
         ) from error
     message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)s"
-    products, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
-    log_event(_LOG, logging.INFO, message, graph=path, products=str(products), threads=Count(count, "thread"))
-    return Compiled(compiled, weights)
+    used, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
+    log_event(_LOG, logging.INFO, message, graph=path, products=str(used), threads=Count(count, "thread"))
+    return Compiled(compiled, weights, getattr(ov.Type, products))
 
 
 def _read(path: Path, file: EngineFile) -> ov.Model:
@@ -109,21 +111,26 @@ def _read(path: Path, file: EngineFile) -> ov.Model:
 
 
 def session_properties(graph: str, file: EngineFile, threads: int | None, *, int8: bool = False) -> Mapping[str, Any]:
-    """What a graph of an engine is compiled with.
-
-    The embedding table is always looked up as it is: rounding it gains nothing. Where the CPU has no bfloat16 products
-    OpenVINO computes in float32, which rounds less than the build allowed for.
-    """
-    options, rounds = file.options, file.options.matmul == "bfloat16" and graph != contract.EMBED
+    """What a graph of an engine is compiled with."""
+    options, products = file.options, products_of(graph, file)
     group = INPUTS_TO_A_SCALE if int8 else file.input_groups.get(graph, LEAST_GROUP)
     return {
-        **(paged_attention.PROPERTIES if file.paged else {}),
-        "INFERENCE_PRECISION_HINT": "bf16" if rounds else "f32",
+        **(paged_attention.properties(products) if file.paged else {"INFERENCE_PRECISION_HINT": products}),
         "INFERENCE_NUM_THREADS": threads or thread_count().count,
         "NUM_STREAMS": 1,
         # Inputs of integer weights that share a scale where they are rounded to 8 bits; OpenVINO's own default is 32.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if int8 or options.int4_inputs == "int8" else 0,
     }
+
+
+def products_of(graph: str, file: EngineFile) -> str:
+    """What products of a graph round their operands to that are not quantized: f32 or bf16.
+
+    The embedding table is always looked up as it is: rounding it gains nothing. Where the CPU has no bfloat16 products
+    it is float32, which rounds less than the build allowed for.
+    """
+    rounds = file.options.matmul == "bfloat16" and graph != contract.EMBED and has_bfloat16()
+    return "bf16" if rounds else "f32"
 
 
 def _filled(

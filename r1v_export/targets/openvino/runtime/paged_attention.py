@@ -19,13 +19,29 @@ from r1v_export.targets.openvino.library import ov
 
 BLOCK = 32
 """Slots of a block on the CPU."""
-PROPERTIES = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
-"""What keeps the pools, and the blocks of them, in the form that `pool_shape` says."""
+_TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}
+"""How far results may be from those of float32, by what products round to: keys, queries and weights have 8 bits in
+bfloat16, and results are around 1."""
+
+
+def properties(products: str) -> dict[str, str]:
+    """What keeps the pools, and the blocks of them, in the form that `pool_shape` and `new_pool` say.
+
+    Args:
+        products: f32 or bf16.
+    """
+    return {"KV_CACHE_PRECISION": products, "INFERENCE_PRECISION_HINT": products}
 
 
 def pool_shape(blocks: int, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
     """The shape of a layer's pool of keys, and of that of its values."""
     return blocks, kv_heads, BLOCK, head_dim
+
+
+def new_pool(shape: tuple[int, ...], element_type: ov.Type) -> tuple[np.ndarray, ov.Tensor]:
+    """A pool of zeros, and the tensor that it is the memory of; bfloat16 is in the array as uint16."""
+    pool = np.zeros(shape, np.uint16 if element_type == ov.Type.bf16 else np.float32)
+    return pool, ov.Tensor(pool, ov.Shape(shape), element_type)
 
 
 def extension() -> Any:
@@ -44,15 +60,19 @@ def let_pools_have_any_type(model: ov.Model) -> None:
 
 
 @cache
-def require_paged_attention(kv_heads: int, head_dim: int) -> None:
+def require_paged_attention(kv_heads: int, head_dim: int, products: str) -> None:
     """Check that this OpenVINO has the operator, and that it attends as it should to keys of this shape.
+
+    Args:
+        products: f32 or bf16, what it rounds to.
 
     Raises:
         CapabilityError: it has none, or another one.
     """
     try:
-        difference = _difference(kv_heads, head_dim)
-        found = f"openvino {ov.__version__}: results differ by {difference:.2g}" if difference > 1e-4 else None
+        difference = _difference(kv_heads, head_dim, products)
+        is_far = difference > _TOLERANCE[products]
+        found = f"openvino {ov.__version__}: results differ by {difference:.2g}" if is_far else None
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes.
         found = f"openvino {ov.__version__}: {shortened(error)}"
     if found is not None:
@@ -117,14 +137,17 @@ def _constant(content: Any) -> ov.Output:
     return ov.opset13.constant(np.asarray(content)).output(0)
 
 
-def _difference(kv_heads: int, head_dim: int) -> float:
+def _difference(kv_heads: int, head_dim: int, products: str) -> float:
     """How far the operator is from attention in NumPy: three and then two tokens of a sequence, next to another one."""
     heads = 2 * kv_heads
     random = np.random.default_rng(0)
     widths = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
     long, short = ([random.standard_normal((count, width)).astype(np.float32) for width in widths] for count in (5, 2))
-    request = _alone(heads, kv_heads, head_dim).create_infer_request()
-    pools = [np.zeros(pool_shape(3, kv_heads, head_dim), np.float32) for _ in range(2)]
+    request = _alone(heads, kv_heads, head_dim, products).create_infer_request()
+    shape = pool_shape(3, kv_heads, head_dim)
+    pools = [new_pool(shape, getattr(ov.Type, products)) for _ in range(2)]
+    for index, (_, tensor) in enumerate(pools, start=len(widths)):
+        request.set_input_tensor(index, tensor)
     together = [np.concatenate(parts) for parts in zip((part[3:] for part in long), short, strict=True)]
     runs = (
         ([part[:3] for part in long], [0], [0, 3], [2], [0, 1], 3),
@@ -132,9 +155,10 @@ def _difference(kv_heads: int, head_dim: int) -> float:
     )
     found = []
     for new, *table in runs:
-        inputs = [*new, *pools, *(np.asarray(values, np.int32) for values in table)]
-        for index, array in enumerate(inputs):
-            request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
+        numbers = [np.asarray(values, np.int32) for values in table]
+        for first, arrays in ((0, new), (len(new) + len(pools), numbers)):
+            for index, array in enumerate(arrays, start=first):
+                request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
         request.infer()
         found.append(request.get_output_tensor(0).data.copy())
     expected = [_attended(*(part.reshape(len(part), -1, head_dim) for part in parts)) for parts in (long, short)]
@@ -142,7 +166,7 @@ def _difference(kv_heads: int, head_dim: int) -> float:
     return float(max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)))
 
 
-def _alone(heads: int, kv_heads: int, head_dim: int) -> ov.CompiledModel:
+def _alone(heads: int, kv_heads: int, head_dim: int, products: str) -> ov.CompiledModel:
     """The operator, compiled by itself."""
     ops: Any = ov.opset13
     widths = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
@@ -150,7 +174,7 @@ def _alone(heads: int, kv_heads: int, head_dim: int) -> ov.CompiledModel:
     parameters += [ops.parameter([-1] * 4, ov.Type.dynamic) for _ in range(2)]
     parameters += [ops.parameter([-1] * rank, ov.Type.i32) for rank in BLOCK_TABLE.values()]
     operator = _operator([parameter.output(0) for parameter in parameters], kv_heads, head_dim)
-    return ov.Core().compile_model(ov.Model([operator.output(0)], parameters), "CPU", PROPERTIES)
+    return ov.Core().compile_model(ov.Model([operator.output(0)], parameters), "CPU", properties(products))
 
 
 def _attended(query_THD: np.ndarray, key_TKD: np.ndarray, value_TKD: np.ndarray) -> np.ndarray:

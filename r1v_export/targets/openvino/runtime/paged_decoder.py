@@ -23,7 +23,7 @@ from r1v_export.targets.openvino.boundary import (
 )
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.model import Compiled
-from r1v_export.targets.openvino.runtime.paged_attention import BLOCK, pool_shape
+from r1v_export.targets.openvino.runtime.paged_attention import BLOCK, new_pool, pool_shape
 from r1v_export.targets.openvino.runtime.run import naming
 
 TOKENS_AT_ONCE = 512
@@ -33,7 +33,7 @@ BLOCKS = 8
 
 
 class PagedDecoder:
-    """The decoder for `batch` sequences of up to `capacity` tokens, float32.
+    """The decoder for `batch` sequences of up to `capacity` tokens, float32 in and out.
 
     The pool of a layer's keys, or values, is one array that runs read and write in place. Each row has as many blocks
     of it as the longest row needs so far, in steps of `BLOCKS`, one after the other; which ones is a number, so that
@@ -44,7 +44,8 @@ class PagedDecoder:
         self.sizes, self.batch, self.capacity = sizes, batch, capacity
         self._compiled, self._request = compiled, compiled.model.create_infer_request()
         self._logits = compiled.model.output(contract.LOGITS)
-        self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0, np.float32))
+        self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
+        """By the graph's inputs, in what its products are rounded to."""
         self._row_blocks = 0
         self._places_B = np.arange(0)
         """Of each row: its part of the pools."""
@@ -63,17 +64,17 @@ class PagedDecoder:
         longest = int((cache_write_index + new_B).max())
         if longest > self._row_blocks * BLOCK:
             self._reallocate(self.batch, longest, np.full(self.batch, self._row_blocks * BLOCK))
-        logits_BPV = np.empty((*logits_index.shape, self.sizes.vocab), np.float32)
-        for rows in _runs(new_B):
-            places = self._places_B[first_row + rows.start : first_row + rows.stop]
-            logits_BPV[rows] = self._run(
+        logits = [
+            self._run(
                 [embeds_SE[:new] for embeds_SE, new in zip(inputs_embeds[rows], new_B[rows], strict=True)],
                 [ids_S[:new] for ids_S, new in zip(position_ids[rows], new_B[rows], strict=True)],
                 cache_write_index[rows],
                 logits_index[rows],
-                places,
+                self._places_B[first_row + rows.start : first_row + rows.stop],
             )
-        return logits_BPV
+            for rows in _runs(new_B)
+        ]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)  # 16 rows of Qwen2's words are 10 MB
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         for pool in self._pools.values():
@@ -132,13 +133,13 @@ class PagedDecoder:
         shape = pool_shape(batch * blocks, self.sizes.kv_heads, self.sizes.head_dim)
         for name, old in self._pools.items():
             # One pool after the other, so that little is there twice.
-            new = np.zeros(shape, np.float32)
+            new, tensor = new_pool(shape, self._compiled.products)
             for row, count in enumerate(map(int, _blocks(lengths_B))):
                 begin, kept = row * blocks, min(count, blocks)
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
             self._pools[name] = new
-            self._request.set_tensor(name, ov.Tensor(new, shared_memory=True))
+            self._request.set_tensor(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)
 
     def _parts(self, pool: np.ndarray) -> np.ndarray:

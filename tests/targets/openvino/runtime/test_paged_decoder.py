@@ -22,11 +22,11 @@ MODULE = "r1v_export.targets.openvino.runtime.paged_decoder"
 """Not imported here: it needs OpenVINO."""
 
 
-def open_paged(built: Built, folder):
+def open_paged(built: Built, folder, matmul="float32"):
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
     model = ir.load(built.graphs / f"{DECODER}.onnx")
-    write_paged_decoder(model, built.graphs, OpenVinoConfig(matmul="float32"), folder)
+    write_paged_decoder(model, built.graphs, OpenVinoConfig(matmul=matmul), folder)
     return OpenVinoEngine(folder, built.folder, built.spec.sizes)
 
 
@@ -41,6 +41,29 @@ def test_ragged_batches_follow_the_reference(built, paged, lengths):
     steps = [normal(len(lengths), 1, built.spec.language.hidden_size) for _ in range(6)]
     ours = walk(paged, prompts_SE, steps)
     for found, wanted in zip(ours, walk(built.reference, prompts_SE, steps), strict=True):
+        assert_close(found, wanted)
+
+
+def test_in_bfloat16_it_follows_the_reference_in_half_the_memory(built, tmp_path):
+    from r1v_export.targets.openvino.doctor import has_bfloat16
+
+    if not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16 products")
+    paged = open_paged(built, tmp_path, "bfloat16")
+    prompts_SE = prompts(built.spec, [12, 30, 7])
+    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
+    for found, wanted in zip(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps), strict=True):
+        assert 1e-5 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 2e-2
+    sizes = built.spec.sizes
+    assert paged.cache_limits().slot_bytes == 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 2
+    assert {pool.itemsize for pool in paged.decoder(2, 64)._pools.values()} == {2}
+
+
+def test_without_bfloat16_products_it_is_in_float32(built, tmp_path, monkeypatch):
+    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16", lambda: False)
+    paged = open_paged(built, tmp_path, "bfloat16")
+    prompts_SE = prompts(built.spec, [12, 40])
+    for found, wanted in zip(walk(paged, prompts_SE, []), walk(built.reference, prompts_SE, []), strict=True):
         assert_close(found, wanted)
 
 
@@ -168,7 +191,7 @@ def test_a_library_without_the_operator_is_not_used(monkeypatch):
     monkeypatch.delattr(ov.op, "_PagedAttentionExtension")
     try:
         with pytest.raises(CapabilityError, match="paged attention") as error:
-            paged_attention.require_paged_attention(2, 64)
+            paged_attention.require_paged_attention(2, 64, "f32")
     finally:
         paged_attention.require_paged_attention.cache_clear()
     assert "_PagedAttentionExtension" in str(error.value.found)
