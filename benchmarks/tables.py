@@ -30,6 +30,7 @@ LIBR1V, LIBR1V_FLOAT32 = "ours in C++ (libr1v), int4", "ours in C++ (libr1v), fl
 INT8_CACHE = "ours, int4, INT8 cache"
 LIBR1V_EXACT = "ours in C++ (libr1v), int4, exact inputs"
 VINO_BF16, VINO_FLOAT32 = "ours, float32, `--target openvino`", "ours, the same with `matmul: float32`"
+INT8_TOWER = "ours, images in 8 bits"
 EXACT_TOWER = "ours, float32, `--vision-target onnxruntime`"
 GENAI, GENAI_EXACT = "onnxruntime-genai, int4", "onnxruntime-genai, int4, exact inputs"
 GENAI_FLOAT32, GENAI_HEADED = "onnxruntime-genai, float32", "onnxruntime-genai, int4, head in 4 bits"
@@ -64,6 +65,7 @@ SYSTEMS = [
     *(names[f"{way} int4"] for way in ("one at a time", "triton") for names in (SERVERS, EARLIER_SERVERS)),
     *(
         FLOAT32,
+        INT8_TOWER,
         EXACT_TOWER,
         VINO_BF16,
         VINO_FLOAT32,
@@ -106,8 +108,8 @@ LONG = {
     "llama.cpp F32": LLAMA_FLOAT32,
 }
 TOWER = {
-    "openvino int8": INT4,  # the defaults where the processor has such products
-    "openvino bfloat16": FLOAT32,
+    "openvino int8": INT8_TOWER,
+    "openvino bfloat16": FLOAT32,  # the default where the processor has such products
     "onnxruntime float32": EXACT_TOWER,
     "openvino float32": VINO_FLOAT32,
     "torch eager float32": TORCH,
@@ -124,13 +126,25 @@ START = {
     "llama.cpp Q4_0": LLAMA,
 }
 
+_TORCH_S_AMX = (
+    "On this processor images are multiplied in bfloat16 by AMX, where torch's products and attention take less time "
+    "than OpenVINO's; readings of one system differ by up to 1.5 times. On the AMD EPYC, without AMX, ours was ahead."
+)
 CAUSES = {
     "decode": {
         GENAI: "Within the noise of turns: 48 steps of each; with 256, behind 1,024 tokens, ours is ahead.",
     },
+    "image": dict.fromkeys((TORCH_BF16, TORCH_COMPILED_BF16), _TORCH_S_AMX),
+    "answer": {
+        TRANSFORMERS_BF16: _TORCH_S_AMX,
+        VINO_GENAI: "It reads prompts in bfloat16 by AMX; ours rounds inputs to 8 bits, and has no product of AMX for "
+        "them.",
+    },
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
         "times as long.",
+        VLLM: "Prompts: vLLM multiplies them in bfloat16 by AMX, ours in 8 bits without it; a request has 150 prompt "
+        "tokens and 24 new ones.",
     },
     "memory": {
         LLAMA: "Why `run` takes a little more is not known.",

@@ -156,7 +156,8 @@ def choose_decoder(bundle: Bundle, target: str, asked: str | None, device: Devic
     verdict = _verdict(bundle, target, part.name)
     if verdict != PASSED:
         return ChosenDecoder(None, f"{part.name} is here, but {verdict}")
-    note = f"decoder: {part.name}, which is faster here; not with --decoder-target {target}"
+    rounding = "" if part.compute == "float32" else f" in {part.compute}"
+    note = f"decoder: {part.name}{rounding}, which is faster here; not with --decoder-target {target}"
     return ChosenDecoder(part, f"{part.name} is faster here, and its gate passed", note)
 
 
