@@ -52,7 +52,7 @@ from r1v_export.cpus import thread_count
 from r1v_export.quantization.apply.onnx import QuantizeCache
 from r1v_export.targets.decoders import DECODER
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
-from r1v_export.targets.onnxruntime.write.graphs import decoder_with_rounded_head
+from r1v_export.targets.onnxruntime.write.graphs import decoder_for_others
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PROJECT = Path(__file__).parents[1]
@@ -91,10 +91,10 @@ def prepare(work: Path, weights: str, genai: Path | None, llama: Path | None) ->
         variant = Variant(weights, inputs, prune_head=True)
         suffix = f" {inputs}" if weights == "int4" else ""
         engine = our_engine(checkpoint, work, variant, OnnxRuntimeTarget.name)
-        if inputs == "int8":
+        if weights == "int4":
             graphs = work / weights / "graphs"
             (part := engine / DECODER / OpenVinoTarget.name).mkdir(parents=True)
-            OpenVinoTarget().write_decoder(decoder_with_rounded_head(graphs), graphs, part)
+            OpenVinoTarget().write_decoder(decoder_for_others(graphs, variant.inputs), graphs, variant.inputs, part)
         contenders.append(Contender(f"r1v-export{suffix}", ("ours", str(engine))))
         if inputs == "int8":
             cached = with_int8_cache(checkpoint, work, variant)

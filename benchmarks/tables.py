@@ -147,7 +147,8 @@ CAUSES = {
         "tokens and 24 new ones.",
     },
     "memory": {
-        LLAMA: "Why `run` takes a little more is not known.",
+        LLAMA: "Weights are brought into their kernels' layouts by all threads, and pages of their file are given up "
+        "when all are done.",
         GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name.",
     },
     "start": {GENAI_HEADED: "A head in 4 bits, no default of ours; the row of that name has it, and is slower, too."},

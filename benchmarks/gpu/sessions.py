@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from benchmarks.onnxruntime_cuda_reader import on_cpu
-from r1v_export.targets.onnxruntime.graph_message import parse_model
+from r1v_export.targets.onnxruntime.graph_message import Model
 from r1v_export.targets.onnxruntime.session_options import WEIGHTS_FOLDER, quantization_entries
 from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 
@@ -109,7 +109,7 @@ def _open(model: Path, root: Path, device: str, cuda_graph: bool) -> tuple[str, 
     options = ort.SessionOptions()
     options.log_severity_level = 0
     content = model.read_bytes()
-    for name, value in {WEIGHTS_FOLDER: str(root), **quantization_entries(parse_model(content))}.items():
+    for name, value in {WEIGHTS_FOLDER: str(root), **quantization_entries(Model(content))}.items():
         options.add_session_config_entry(name, value)
     provider: Any = (PROVIDER[device], {"enable_cuda_graph": "1"}) if cuda_graph else PROVIDER[device]
     providers = [provider] if device == "cpu" else [provider, PROVIDER["cpu"]]
