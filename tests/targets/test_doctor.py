@@ -62,6 +62,7 @@ def test_without_its_library_a_target_says_what_to_type(monkeypatch: pytest.Monk
 
 
 def test_a_library_that_does_not_load_is_a_fact_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "r1v_export.targets.onnxruntime.library", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(onnxruntime, "version_of", lambda *names: "1.32.0")
     found = onnxruntime.readiness()
