@@ -20,7 +20,7 @@ from measure import interleaved, machine, ratio, write_results
 from r1v_export.contract import Decoder
 from r1v_export.runner.batching.engine_batch import PROMPT_TOKENS_WITH_OTHERS as PIECE
 from r1v_export.runner.open_runner import open_runner
-from r1v_export.targets.openvino.engine_file import read_engine_file
+from r1v_export.targets.decoders import decoder_part
 
 OURS, ALONE = "openvino", "onnxruntime"
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -91,8 +91,9 @@ def main(bundle: Path, repeats: int) -> None:
     found = {"machine": machine(("openvino", "onnxruntime", "numpy"))}
     results = interleaved({name: Steps(bundle, name).measure for name in (OURS, ALONE)}, repeats)
     ratios = {quantity: ratio(results, ALONE, OURS, quantity) for quantity in results[OURS]}
-    part = bundle / "engines" / ALONE / "decoder" / OURS
-    name = "decoder-rows" if read_engine_file(part).options.int4_inputs == "int8" else "decoder-rows-exact"
+    part = decoder_part(bundle, ALONE)
+    assert part is not None
+    name = "decoder-rows" if part.compute == "float32" else "decoder-rows-exact"
     path = write_results(name, {**found, "repeats": repeats, "speed_over_onnxruntime": ratios, "ms": results})
     for quantity, value in ratios.items():
         click.echo(f"{quantity}: {value:.2f} times as fast")

@@ -18,6 +18,7 @@ from r1v_export.cli.main import cli
 from r1v_export.nano.dataset import samples
 from tests.documents import PROJECT, blocks_of, run
 from tests.engines import programs
+from tests.targets.onnxruntime.test_library import ONNXRUNTIME_S_OWN
 
 IMAGES = programs.REPOSITORY / "examples/images"
 COUNT, CHART, SHAPE = IMAGES / "06-count.png", IMAGES / "05-chart.png", IMAGES / "02-shape.png"
@@ -263,7 +264,7 @@ def test_the_readme_s_commands_answer_from_the_build_that_they_make(engines, nan
 
 
 def test_onnxruntime_reports_nothing(r1v, nano_bundle, tmp_path, monkeypatch):
-    for name in ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"):  # they keep it from reporting, too
+    for name in ONNXRUNTIME_S_OWN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -60,9 +60,9 @@ class Message:
         """The message with its changes, all other fields as they were."""
         return b"".join(part for field in self._fields for part in field.written())
 
-    def of(self, number: int) -> list[_Field]:
-        """The fields of a number, in order."""
-        return [field for field in self._fields if field.number == number]
+    def of(self, number: int, *wires: int) -> list[_Field]:
+        """The fields of a number that are written in one of these ways, in order; protobuf knows no others."""
+        return [field for field in self._fields if field.number == number and field.wire in wires]
 
     def append(self, number: int, message: Message) -> None:
         """Add one to the messages of a number."""
@@ -76,11 +76,11 @@ class _Text:
         self.number = number
 
     def __get__(self, message: Message, owner: type[Message]) -> str:
-        found = message.of(self.number)
+        found = message.of(self.number, _BYTES)
         return str(found[-1].content, "utf-8") if found else ""  # type: ignore[arg-type]
 
     def __set__(self, message: Message, text: str) -> None:
-        message.of(self.number)[-1].content = text.encode()
+        message.of(self.number, _BYTES)[-1].content = text.encode()
 
 
 class _Messages(Generic[_Sub]):
@@ -90,7 +90,7 @@ class _Messages(Generic[_Sub]):
         self.number, self.kind = number, kind
 
     def __get__(self, message: Message, owner: type[Message]) -> list[_Sub]:
-        fields = message.of(self.number)
+        fields = message.of(self.number, _BYTES)
         for field in fields:
             if not isinstance(field.content, Message):
                 field.content = self.kind(field.content)  # type: ignore[arg-type]
@@ -111,12 +111,12 @@ class Tensor(Message):
     @property
     def dims(self) -> tuple[int, ...]:
         """Its shape."""
-        return tuple(_integers(self.of(1)))
+        return tuple(_integers(self.of(1, _VARINT, _BYTES)))
 
     @property
     def data_type(self) -> int:
         """The number of its element type."""
-        return next(reversed([*_integers(self.of(2))]), 0)
+        return next(reversed([*_integers(self.of(2, _VARINT, _BYTES))]), 0)
 
 
 class Value(Message):

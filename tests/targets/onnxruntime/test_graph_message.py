@@ -60,6 +60,16 @@ def test_numbers_are_read_as_either_form_has_them(packed):
     assert Tensor(packed).dims == tuple(expected.dims) == (2, 300)
 
 
+@pytest.mark.parametrize(
+    "content", [b"\x40\x05", b"\x09\0\0\0\0\0\0\0\x01", b"\x68\x01"], ids=["name", "dims", "external_data"]
+)
+def test_a_field_that_is_written_as_another_type_is_unknown_and_kept(content):
+    expected, found = TensorProto.FromString(content), Tensor(content)
+    assert (found.name, found.dims, len(found.external_data)) == ("", (), 0)
+    assert (expected.name, len(expected.dims), len(expected.external_data)) == ("", 0, 0)
+    assert found.SerializeToString() == expected.SerializeToString() == content
+
+
 def test_what_is_cut_off_or_garbled_is_an_error_or_read_as_onnx_reads_it():
     content = model().SerializeToString()
     random = np.random.default_rng(0)
