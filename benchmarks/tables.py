@@ -131,12 +131,12 @@ _TORCH_S_AMX = (
     "than OpenVINO's; readings of one system differ by up to 1.5 times. On the AMD EPYC, without AMX, ours was ahead."
 )
 _ONE_ROW = (
-    "A single row is multiplied by ONNX Runtime's kernel in less time than by OpenVINO's, which decodes ours by default "
-    "where it was compared, for the sake of prompts and of several rows."
+    "A single row is multiplied by ONNX Runtime's kernel in less time than by OpenVINO's, which decodes ours by "
+    "default where it was compared, for the sake of prompts and of several rows."
 )
 CAUSES = {
     "decode": {
-        GENAI: f"{_ONE_ROW} Behind 512 tokens ours, too, is measured with ONNX Runtime's, and it is the noise of turns.",
+        GENAI: f"{_ONE_ROW} Behind 512 tokens ours is measured with ONNX Runtime's, too: it is the noise of turns.",
     },
     "contexts": {GENAI: _ONE_ROW},
     "image": dict.fromkeys((TORCH_BF16, TORCH_COMPILED_BF16), _TORCH_S_AMX),
