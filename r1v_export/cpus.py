@@ -16,8 +16,7 @@ from r1v_export.quoting import shorten_text
 
 ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
-_TILES = "amx_bf16"
-_BFLOAT16 = {"avx512_bf16", _TILES}
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 """Instructions that multiply bfloat16 values, as Linux names them."""
 
 
@@ -199,15 +198,6 @@ def has_bfloat16_products(root: Path = ROOT) -> bool:
         root: of the file system that holds /proc.
     """
     return not _BFLOAT16.isdisjoint(_instructions(root))
-
-
-def has_tile_products(root: Path = ROOT) -> bool:
-    """Whether this x86 CPU multiplies tiles of bfloat16 values (AMX). Imports and runs no library.
-
-    Args:
-        root: of the file system that holds /proc.
-    """
-    return _TILES in _instructions(root)
 
 
 def _instructions(root: Path) -> list[str]:

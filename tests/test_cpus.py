@@ -17,7 +17,6 @@ from r1v_export.cpus import (
     available_cpus,
     cpu_quota,
     has_bfloat16_products,
-    has_tile_products,
     limit_environment,
     thread_count,
     threads_of_tasks,
@@ -197,17 +196,16 @@ def test_this_machine_has_a_thread_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "has", "tiles"),
+    ("flags", "has"),
     [
-        ("fpu avx512_bf16 avx512_vnni", True, False),
-        ("fpu amx_bf16", True, True),
-        ("fpu avx2 avx512_bf16x", False, False),
-        (None, False, False),
+        ("fpu avx512_bf16 avx512_vnni", True),
+        ("fpu amx_bf16", True),
+        ("fpu avx2 avx512_bf16x", False),
+        (None, False),
     ],
 )
-def test_products_are_read_from_the_cpu_s_flags(flags: str | None, has: bool, tiles: bool, tmp_path: Path) -> None:
+def test_products_are_read_from_the_cpu_s_flags(flags: str | None, has: bool, tmp_path: Path) -> None:
     if flags is not None:
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
     assert has_bfloat16_products(tmp_path) is has
-    assert has_tile_products(tmp_path) is tiles

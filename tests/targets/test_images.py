@@ -15,7 +15,7 @@ from r1v_export.config import BuildConfig, Precision
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.runner.open_runner import open_runner
-from r1v_export.targets.images import AUTO, choose, encoders_here, encoding_target, named_pair, parts_of
+from r1v_export.targets.images import AUTO, choose, encoding_target, named_pair, parts_of
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
@@ -114,16 +114,6 @@ def test_4_bit_weights_come_with_images_in_8_bits_where_their_gate_passed(of_4_b
         asked = choose(Bundle.open(of_4_bits), "onnxruntime", "openvino", "cpu").encoder
         assert asked is not None
         assert asked.products == products, "asked for: what has passed, else the fastest"
-
-
-@pytest.mark.parametrize(("tiles", "products"), [(True, "bfloat16"), (False, "int8")])
-def test_images_are_in_bfloat16_where_the_cpu_multiplies_tiles(
-    of_4_bits: Path, tiles: bool, products: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, has in (("has_bfloat16_products", True), ("has_tile_products", tiles)):
-        monkeypatch.setattr(f"r1v_export.targets.openvino.target.{name}", lambda has=has: has)
-    monkeypatch.setattr("r1v_export.targets.openvino.target.version_of", lambda *_: "2026.4")
-    assert encoders_here(of_4_bits, "onnxruntime")[0].products == products
 
 
 @pytest.mark.parametrize(

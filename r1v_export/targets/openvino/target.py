@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device, ImageProducts, Matmul
-from r1v_export.cpus import has_bfloat16_products, has_tile_products
+from r1v_export.cpus import has_bfloat16_products
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
@@ -106,8 +106,6 @@ class OpenVinoTarget(Target):
             return "openvino is not installed"
         if not has_bfloat16_products():
             return "this CPU has no bfloat16 products"
-        if products == "int8" and has_tile_products():
-            return "this CPU multiplies tiles of bfloat16 values (AMX), which is faster than int8 here"
         return None
 
     def write_decoder(self, model: ir.Model, graphs: Path, int4_inputs: Int4Inputs, out: Path) -> None:

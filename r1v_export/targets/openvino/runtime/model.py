@@ -24,12 +24,7 @@ from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime import paged_attention
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
 from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
-from r1v_export.targets.openvino.runtime.rounded_weights import (
-    INPUTS_TO_A_SCALE,
-    Multiply,
-    multiply_in_bfloat16,
-    multiply_in_int8,
-)
+from r1v_export.targets.openvino.runtime.rounded_weights import Multiply, multiply_in_bfloat16, multiply_in_int8
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +68,7 @@ def compile_graph(
         BundleError: the graph or its weights are missing, or OpenVINO refuses them.
     """
     path = engine / f"{graph}.onnx"
-    properties = session_properties(graph, file, threads, int8=int8)
+    properties = session_properties(graph, file, threads)
     try:
         model = _read(path, file)
         if outputs:
@@ -110,16 +105,16 @@ def _read(path: Path, file: EngineFile) -> ov.Model:
     return model
 
 
-def session_properties(graph: str, file: EngineFile, threads: int | None, *, int8: bool = False) -> Mapping[str, Any]:
+def session_properties(graph: str, file: EngineFile, threads: int | None) -> Mapping[str, Any]:
     """What a graph of an engine is compiled with."""
     options, products = file.options, products_of(graph, file)
-    group = INPUTS_TO_A_SCALE if int8 else file.input_groups.get(graph, LEAST_GROUP)
+    group = file.input_groups.get(graph, LEAST_GROUP)
     return {
         **(paged_attention.properties(products) if file.paged else {"INFERENCE_PRECISION_HINT": products}),
         "INFERENCE_NUM_THREADS": threads or thread_count().count,
         "NUM_STREAMS": 1,
         # Inputs of integer weights that share a scale where they are rounded to 8 bits; OpenVINO's own default is 32.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if int8 or options.int4_inputs == "int8" else 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if options.int4_inputs == "int8" else 0,
     }
 
 

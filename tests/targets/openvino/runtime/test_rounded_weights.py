@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -50,23 +51,48 @@ def test_the_largest_weight_of_an_output_feature_is_127_and_none_is_further_off_
 def test_a_product_takes_its_weight_rounded_and_one_that_is_used_twice_stays(
     multiply: str, error: float, tmp_path: Path
 ) -> None:
+    random = np.random.default_rng(0)
+    w, shared = (random.standard_normal(shape).astype(np.float32) / 6 for shape in ((48, 32), (32, 32)))
+    run, _ = compiled(tmp_path, multiply, w, shared)
+    x = random.standard_normal((3, 48)).astype(np.float32)
+    x[1] = 0  # has no largest value to be divided by
+    found = run({"x": x, "shared": shared})[0]
+    expected = x @ w @ shared @ shared
+    assert 0 < np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("products", ["f32", "bf16"])
+def test_operands_in_8_bits_are_multiplied_as_integers(products: str, tmp_path: Path) -> None:
+    run, _ = compiled(tmp_path, "multiply_in_int8", np.ones((48, 32), np.float32), products=products)
+    nodes = [node.get_rt_info() for node in run.get_runtime_model().get_ops()]
+    kernels = {node["primitiveType"].astype(str) for node in nodes if "FullyConnected" in node["layerType"].astype(str)}
+    assert any(kernel.endswith("_i8") for kernel in kernels), kernels
+
+
+def test_each_token_has_a_scale_of_its_own(tmp_path: Path) -> None:
+    random, identity = np.random.default_rng(0), np.eye(32, dtype=np.float32)
+    weight, x = (random.standard_normal(shape).astype(np.float32) for shape in ((48, 32), (4, 48)))
+    run, _ = compiled(tmp_path, "multiply_in_int8", weight)
+    alone = np.concatenate([run({"x": each[None], "shared": identity})[0] for each in x])
+    larger = np.array([[1], [1 << 20], [1], [1]], np.float32)
+    np.testing.assert_array_equal(run({"x": x * larger, "shared": identity})[0], alone * larger)
+
+
+def compiled(
+    folder: Path, multiply: str, w: np.ndarray, shared: np.ndarray | None = None, *, products: str = "f32"
+) -> tuple[Any, np.ndarray]:
+    """PRODUCTS and what has to stay as long, whose weight `w` is rounded; `shared` is not, as it is used twice."""
     from r1v_export.targets.openvino.library import ov
     from r1v_export.targets.openvino.runtime import rounded_weights
 
-    multiply_rounded = getattr(rounded_weights, multiply)
-    onnx.save(onnx.parser.parse_model(PRODUCTS), tmp_path / "products.onnx")
+    onnx.save(onnx.parser.parse_model(PRODUCTS), folder / "products.onnx")
     core = ov.Core()
-    model = core.read_model(tmp_path / "products.onnx")
+    model = core.read_model(folder / "products.onnx")
     inputs = {parameter.friendly_name: parameter for parameter in model.get_parameters()}
-    random = np.random.default_rng(0)
-    w, shared = (random.standard_normal(shape).astype(np.float32) / 6 for shape in ((48, 32), (32, 32)))
-    assert multiply_rounded(inputs["shared"], shared) is None
+    multiply_rounded = getattr(rounded_weights, multiply)
+    assert shared is None or multiply_rounded(inputs["shared"], shared) is None
     kept = multiply_rounded(inputs["w"], w)
-    assert kept is not None
     model.remove_parameter(inputs["w"])
     model.validate_nodes_and_infer_types()
-    x = random.standard_normal((3, 48)).astype(np.float32)
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 16}
-    found = core.compile_model(model, "CPU", properties)({"x": x, "shared": shared})[0]
-    expected = x @ w @ shared @ shared
-    assert 0 < np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
+    assert kept is not None
+    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": products}), kept
