@@ -138,7 +138,7 @@ CAUSES = {
         GENAI: f"{_ONE_ROW} Behind 512 tokens ours is measured with ONNX Runtime's, too: it is the noise of turns.",
     },
     "contexts": {GENAI: _ONE_ROW},
-    "image": {TORCH_BF16: _TORCH_S_BFLOAT16},
+    "image": dict.fromkeys((TORCH_BF16, TORCH_COMPILED_BF16), _TORCH_S_BFLOAT16),
     "answer": {
         TRANSFORMERS_BF16: _TORCH_S_BFLOAT16,
         VINO_GENAI: "It reads prompts in bfloat16 by AMX; ours rounds inputs to 8 bits, and has no product of AMX for "
