@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 from measure import RESULTS
-from page_tables import DOCS, Column, Results, comparison, filled, newest, newest_by_key
+from page_tables import DOCS, Column, Results, all_results, comparison, filled, newest, newest_by_key
 from tables_detail import DETAILS
 
 INT4, FLOAT32 = "ours, int4", "ours, float32"
@@ -219,15 +219,12 @@ def after_512(folder: Path, quantity: str) -> list[Column]:
 
 def eight_layers(folder: Path, part: str) -> list[Column]:
     """ONNX Runtime and OpenVINO, 8 of the language model's 24 layers in float32."""
-    results = [r for r in all_engines(folder) if r.content.get("decoder")][-1]
+    engines = all_results("openvino-engine*", "openvino_engine.py", folder)
+    results = [each for each in engines if each.content.get("decoder")][-1]
     (found,) = results["decoder"]
     values = {label: found[part][name]["per_s"]["median"] for name, label in DECODER.items()}
     title = f"text, {found['prompt']} tokens, float32, {results['language_layers']} layers"
     return [Column(title, results, values, FLOAT32, results["repeats"])]
-
-
-def all_engines(folder: Path) -> list[Results]:
-    return [*newest_by_key("openvino-engine*", "openvino_engine.py", "vision", folder).values()]
 
 
 def decode(folder: Path) -> list[Column]:
