@@ -142,7 +142,7 @@ CAUSES = {
     "answer": {
         TRANSFORMERS_BF16: _TORCH_S_BFLOAT16,
         VINO_GENAI: "It reads prompts in bfloat16 by AMX; ours rounds inputs to 8 bits, and has no product of AMX for "
-        "them.",
+        "them. In a run an hour before, with equal code, ours was ahead (benchmarks_method.md).",
     },
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
