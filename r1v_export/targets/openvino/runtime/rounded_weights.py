@@ -18,7 +18,7 @@ from r1v_export.targets.openvino.runtime.kept_weights import Keep, make_anew
 _STEPS = 127
 """From zero to the largest of an input's features where they are rounded to 8 bits."""
 _LEAST_SCALE = 1e-30
-"""Of inputs that are all zero, which are not divided by it."""
+"""Of inputs that are all zero, which cannot be divided by their largest value."""
 _AT_ONCE = 1 << 22
 """Elements that are rounded together, which bounds what rounding takes."""
 
@@ -55,7 +55,7 @@ def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray, keep: K
 def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep = make_anew) -> np.ndarray | None:
     """Likewise with operands in 8 bits: a scale for each output feature, and one for each token's input.
 
-    Inputs are divided by their largest and go through a FakeQuantize of fixed limits, which is what OpenVINO takes for
+    Inputs are divided by their largest value and go through a FakeQuantize of fixed limits, which is what OpenVINO takes for
     products of integers: with AMX and VNNI they are the fastest that it has. With its own rounding of inputs (the
     property `DYNAMIC_QUANTIZATION_GROUP_SIZE`) InternViT-300M takes 1.5 times as long with AMX, three times with VNNI.
 
