@@ -55,9 +55,9 @@ def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray, keep: K
 def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep = make_anew) -> np.ndarray | None:
     """Likewise with operands in 8 bits: a scale for each output feature, and one for each token's input.
 
-    Inputs are divided by their largest value and go through a FakeQuantize of fixed limits, which is what OpenVINO takes for
-    products of integers: with AMX and VNNI they are the fastest that it has. With its own rounding of inputs (the
-    property `DYNAMIC_QUANTIZATION_GROUP_SIZE`) InternViT-300M takes 1.5 times as long with AMX, three times with VNNI.
+    Inputs are divided by their largest value and go through a FakeQuantize of fixed limits, which is what OpenVINO
+    takes for products of integers: with AMX and VNNI they are the fastest that it has. With its own rounding of inputs
+    (`DYNAMIC_QUANTIZATION_GROUP_SIZE`) InternViT-300M takes 1.5 times as long with AMX, three times with VNNI.
 
     Args:
         parameter: the input, which then has no use in the graph.
