@@ -142,7 +142,7 @@ CAUSES = {
     "answer": {
         TRANSFORMERS_BF16: _TORCH_S_BFLOAT16,
         VINO_GENAI: "It reads prompts in bfloat16 by AMX; ours rounds inputs to 8 bits, and has no product of AMX for "
-        "them. In a run an hour before, with equal code, ours was ahead (benchmarks_method.md).",
+        "them.",
     },
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
@@ -244,8 +244,7 @@ def image(folder: Path) -> list[Column]:
     for count, results in newest_by_key("openvino-engine*", "openvino_engine.py", "vision", folder).items():
         found = results["vision"][count]
         values = {label: found[name]["per_s"]["median"] for name, label in TOWER.items() if name in found}
-        ours = INT4 if INT4 in values else FLOAT32
-        columns.append(Column(tiles(count), results, values, ours, results["repeats"]))
+        columns.append(Column(tiles(count), results, values, INT4, results["repeats"]))
     return columns
 
 

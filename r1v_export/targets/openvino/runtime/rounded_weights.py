@@ -53,7 +53,7 @@ def multiply_in_bfloat16(parameter: ov.op.Parameter, weight: np.ndarray, keep: K
 
 
 def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep = make_anew) -> np.ndarray | None:
-    """Likewise with operands in 8 bits: a scale for each output feature, and one for each token's input.
+    """Likewise with operands in 8 bits: weights per output channel, inputs per token.
 
     Inputs are divided by their largest value and go through a FakeQuantize of fixed limits, which is what OpenVINO
     takes for products of integers: with AMX and VNNI they are the fastest that it has. With its own rounding of inputs
