@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,9 @@ ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
 _BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 """Instructions that multiply bfloat16 values, as Linux names them."""
+_X86 = {"x86_64", "AMD64", "i686"}
+_WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""Instructions that add products of 8-bit integers in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,17 @@ def has_bfloat16_products(root: Path = ROOT) -> bool:
         root: of the file system that holds /proc.
     """
     return not _BFLOAT16.isdisjoint(_instructions(root))
+
+
+def saturates_int8_products(root: Path = ROOT) -> bool:
+    """Whether this is an x86 CPU whose libraries add products of 8-bit integers in pairs in 16 bits, which overflows.
+
+    True of an x86 CPU that does not tell its instructions.
+
+    Args:
+        root: of the file system that holds /proc.
+    """
+    return platform.machine() in _X86 and _WIDE_SUMS.isdisjoint(_instructions(root))
 
 
 def _instructions(root: Path) -> list[str]:

@@ -18,6 +18,7 @@ from r1v_export.cpus import (
     cpu_quota,
     has_bfloat16_products,
     limit_environment,
+    saturates_int8_products,
     thread_count,
     threads_of_tasks,
     use_threads,
@@ -209,3 +210,24 @@ def test_products_are_read_from_the_cpu_s_flags(flags: str | None, has: bool, tm
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
     assert has_bfloat16_products(tmp_path) is has
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturates"),
+    [
+        ("x86_64", "fpu avx2", True),
+        ("x86_64", "fpu avx512f avx512bw", True),
+        ("x86_64", "fpu avx512_vnni", False),
+        ("x86_64", "fpu avx2 avx_vnni", False),
+        ("AMD64", None, True),
+        ("aarch64", None, False),
+    ],
+)
+def test_products_of_8_bits_saturate_on_x86_without_vnni(
+    machine: str, flags: str | None, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    if flags is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert saturates_int8_products(tmp_path) is saturates

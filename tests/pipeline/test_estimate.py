@@ -33,6 +33,7 @@ from r1v_export.pipeline.rates import Rates
 from r1v_export.pipeline.stage import StageInputs
 from r1v_export.pipeline.stages import Build
 from r1v_export.quantization.recipe import load, resolve
+from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.registry import resolved
 
 NO_PARITY = ParityConfig(enabled=False)
@@ -229,6 +230,8 @@ def replanned(
         monkeypatch.setattr(module, "measured_rates", lambda: recorded)
     for module in (calibration_cost, gate_memory):
         monkeypatch.setattr(module, "available_bytes", lambda: 1 << 40)
+    for name in ("why_not_images", "why_not_decoder"):  # it has OpenVINO, and products in bfloat16
+        monkeypatch.setattr(OpenVinoTarget, name, lambda *_: None)
     config = BuildConfig.model_validate(case["config"])
     if case["checkpoint"]:
         config = config.model_copy(update={"model": str(checkpoints[case["checkpoint"]])})

@@ -19,11 +19,16 @@ INT4_INPUTS = "r1v.int4_inputs"
 STOPS_AT_LENGTH = "r1v.attention_stops_at_length"
 """Metadata of an engine's decoder graph: `1` where no layer reads or writes slots of the cache behind a row's length,
 so that a cache may have more than are asked for."""
+INTEGER_PRODUCTS = "r1v.integer_products"
+"""Metadata of an engine's graph: `1` where INT8 values are multiplied as integers."""
 STOPS_AT_LENGTH_OPTION = STOPS_AT_LENGTH.removeprefix("r1v.")
 _INT4_ARITHMETIC = "session.qdq_matmulnbits_accuracy_level"
 _ACCURACY_LEVELS = {"exact": "1", "int8": "4", "float32": "1"}
 """Of MatMulNBits. `float32` is how graphs of earlier versions have `exact`."""
 _DEQUANTIZE_AT_LOAD = "session.disable_quant_qdq"
+EXACT_INT8 = "session.x64quantprecision"
+"""Else x86 CPUs without VNNI add products of 8-bit integers in pairs in 16 bits, which overflows without a word. No
+effect on others."""
 PARALLEL_PREPACK = "session.prepack.enable_parallel"
 """Whether weights are brought into their kernels' layouts on all threads. By default one does so while the others wait,
 and each weight is given up before the next; all threads give up none before all are done."""
@@ -94,6 +99,8 @@ def quantization_entries(model: Model) -> dict[str, str]:
     dequantized = kinds & _FP8 and not kinds & _FOUR_BITS
     if dequantized or kinds >= _INT8_IN_FLOAT16:
         entries[_DEQUANTIZE_AT_LOAD] = "1"
+    if any(entry.key == INTEGER_PRODUCTS for entry in model.metadata_props):
+        entries[EXACT_INT8] = "1"
     if dequantized or FLOAT16 in kinds:
         entries[PARALLEL_PREPACK] = "0"
     return entries

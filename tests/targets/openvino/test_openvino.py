@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,9 @@ from r1v_export.runner.open_runner import open_runner
 from r1v_export.runner.prompt_encoder import Request
 from r1v_export.targets import registry
 from r1v_export.targets.openvino import doctor
-from r1v_export.targets.openvino.engine_file import read_engine_file
+from r1v_export.targets.openvino.config import OpenVinoConfig
+from r1v_export.targets.openvino.engine_file import EngineFile, read_engine_file
+from r1v_export.targets.openvino.runtime.model import session_properties
 from tests.targets.openvino.conftest import NEEDS_OPENVINO
 
 pytestmark = [NEEDS_OPENVINO, pytest.mark.slow(60)]
@@ -134,6 +137,27 @@ def test_quantized_engines_compute_what_onnx_runtimes_do(
     logits = [KVCache(engine.decoder(1, 16)).append(embeds, np.array([9])) for engine in (ours, theirs)]
     assert all(np.isfinite(each).all() for each in logits)
     assert of_logits is None or relative_error(*logits) < of_logits
+
+
+def test_sums_of_products_of_8_bits_do_not_overflow() -> None:
+    """The largest values of either sign, of which two products already overflow 16 bits: without what
+    `session_properties` says half of the sums are wrong on an x86 CPU without VNNI."""
+    from r1v_export.targets.openvino.library import ov
+
+    ops: Any = ov.opset13
+    x = ops.parameter([-1, 256], np.float32)
+    limits = ops.constant(np.float32(-1)), ops.constant(np.float32(1))
+    weight = np.full((64, 256), 127, np.int8) * np.where(np.arange(64) % 2, 1, -1).astype(np.int8)[:, None]
+    widened = ops.multiply(
+        ops.convert(ops.constant(weight), "f32"), ops.constant(np.full((64, 1), 1 / 127, np.float32))
+    )
+    product = ops.matmul(ops.fake_quantize(x, *limits, *limits, 255), widened, False, True)
+    properties = session_properties(
+        "vision", EngineFile(options=OpenVinoConfig(matmul="float32", int4_inputs="exact"), weights={}), 1
+    )
+    compiled = ov.Core().compile_model(ov.Model([product], [x]), "CPU", properties)
+    feed = np.where(np.random.default_rng(0).random((9, 256)) < 0.9, 1, -1).astype(np.float32)
+    np.testing.assert_allclose(compiled([feed])[0], feed @ (weight.T / np.float32(127)), rtol=1e-6)
 
 
 def test_openvino_rounds_to_fp8_through_float16(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from r1v_export.targets.onnxruntime.lower.block_quantized_fp8 import BlockQuanti
 from r1v_export.targets.onnxruntime.lower.float32_quantization import Float32Quantization
 from r1v_export.targets.onnxruntime.lower.folded_layer_scale import FoldedLayerScale
 from r1v_export.targets.onnxruntime.lower.grouped_query_attention import GroupQueryAttention
+from r1v_export.targets.onnxruntime.lower.integer_products import IntegerProducts
 from r1v_export.targets.onnxruntime.lower.multi_head_attention import MultiHeadAttention
 from r1v_export.targets.onnxruntime.lower.packed_projections import PackedProjections
 from r1v_export.targets.onnxruntime.lower.split_projections import SplitProjections
@@ -34,7 +35,9 @@ def lower(model: ir.Model, device: Device) -> None:
         passes += [FoldedLayerScale()]  # ONNX Runtime folds constants on the CPU, which has no float16 Mul
     if device == "cpu" or half:  # GroupQueryAttention's CUDA kernel takes no float32
         passes += [GroupQueryAttention(int8_cache=device == "cpu"), PackedProjections(four_bits=device == "cpu")]
-    if device == "cuda":
+    if device == "cpu":
+        passes += [IntegerProducts()]
+    else:
         passes += [BlockQuantizedFp8(), ScaleTypes(), Float32Quantization()]
     passes += [RemoveUnusedNodesPass(), TopologicalSortPass()]
     run_passes(model, *passes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from r1v_export import contract
 from r1v_export.count import Count
-from r1v_export.cpus import thread_count
+from r1v_export.cpus import saturates_int8_products, thread_count
 from r1v_export.errors import BundleError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.log_event import log_event
@@ -115,6 +115,9 @@ def session_properties(graph: str, file: EngineFile, threads: int | None) -> Map
         "NUM_STREAMS": 1,
         # Inputs of integer weights that share a scale where they are rounded to 8 bits; OpenVINO's own default is 32.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if options.int4_inputs == "int8" else 0,
+        # Else quantized weights and inputs are multiplied as integers, where sums of two products overflow without a
+        # word. Then the same values are multiplied in float32.
+        "LP_TRANSFORMS_MODE": not saturates_int8_products(),
     }
 
 

@@ -28,7 +28,8 @@ from r1v_export.targets.onnxruntime.lower import lower
 from r1v_export.targets.onnxruntime.runtime import session
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import open_session
-from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
+from r1v_export.targets.onnxruntime.session_options import EXACT_INT8, INT4_INPUTS, engine_options
+from r1v_export.targets.onnxruntime.write.graphs import write_graphs
 from tests.quantization.apply.test_onnx import act_order_schemes, in_act_order, orders_of, rounded, schemes_of
 from tests.tiny_models import checkpoint_of, random_model, tiny_spec
 
@@ -100,6 +101,22 @@ def test_int4_weights_in_act_order_stay_packed_behind_a_gather(optimized, tmp_pa
     assert (operators.count("MatMulNBits"), operators.count("DequantizeLinear")) == (2, 0)
 
 
+def test_int8_values_are_multiplied_as_integers_whose_sums_do_not_overflow(optimized, tmp_path):
+    """Without what the graph's metadata asks for, sums of random values overflow on x86 CPUs without VNNI."""
+    graphs, engine = tmp_path / "graphs", tmp_path / "engines" / "onnxruntime"
+    graphs.mkdir()
+    engine.mkdir(parents=True)
+    _, _, expected = export(graphs, "int8", None, "int8")
+    write_graphs(graphs, ["projector"], "cpu", "exact", engine)
+    result = open_session(engine / "projector.onnx", tmp_path, "cpu", 1).run(None, {"vision_features": FEATURES})[0]
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
+    operators = [node.op_type for node in onnx.load(optimized).graph.node]
+    assert operators.count("MatMulIntegerToFloat") == 2
+    assert "DequantizeLinear" not in operators
+    entries = engine_options(engine, {"projector": "projector.onnx"})["session_entries"]
+    assert entries["projector"][EXACT_INT8] == "1"
+
+
 def test_int8_weights_in_groups_stay_packed_and_compute_in_float32(optimized, tmp_path):
     spec, model = tiny_spec(), random_model(tiny_spec())
     weights = {"type": "int8", "granularity": "group", "group_size": 32, "algorithm": "imported"}
@@ -117,7 +134,7 @@ def test_int8_weights_in_groups_stay_packed_and_compute_in_float32(optimized, tm
 
 @pytest.mark.parametrize(
     ("kind", "group_size", "inputs", "kernel"),
-    [("int4", 32, None, "MatMulNBits"), ("int8", None, "int8", "MatMul"), ("fp8", None, "fp8", "MatMul")],
+    [("int4", 32, None, "MatMulNBits"), ("int8", None, "int8", "MatMulIntegerToFloat"), ("fp8", None, "fp8", "MatMul")],
 )
 def test_a_quantized_head_keeps_its_kernel_and_gives_three_tokens_logits_like_one_at_a_time(
     kind, group_size, inputs, kernel, optimized, tmp_path

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from r1v_export.cpus import saturates_int8_products
 from tests.targets.openvino.conftest import NEEDS_OPENVINO
 
 pytestmark = NEEDS_OPENVINO
@@ -62,11 +63,13 @@ def test_a_product_takes_its_weight_rounded_and_one_that_is_used_twice_stays(
 
 
 @pytest.mark.parametrize("products", ["f32", "bf16"])
-def test_operands_in_8_bits_are_multiplied_as_integers(products: str, tmp_path: Path) -> None:
+def test_operands_in_8_bits_are_multiplied_as_integers_where_sums_do_not_overflow(
+    products: str, tmp_path: Path
+) -> None:
     run, _ = compiled(tmp_path, "multiply_in_int8", np.ones((48, 32), np.float32), products=products)
     nodes = [node.get_rt_info() for node in run.get_runtime_model().get_ops()]
     kernels = {node["primitiveType"].astype(str) for node in nodes if "FullyConnected" in node["layerType"].astype(str)}
-    assert any(kernel.endswith("_i8") for kernel in kernels), kernels
+    assert any(kernel.endswith("_i8") for kernel in kernels) is not saturates_int8_products(), kernels
 
 
 def test_each_token_has_a_scale_of_its_own(tmp_path: Path) -> None:
@@ -75,7 +78,8 @@ def test_each_token_has_a_scale_of_its_own(tmp_path: Path) -> None:
     run, _ = compiled(tmp_path, "multiply_in_int8", weight)
     alone = np.concatenate([run({"x": each[None], "shared": identity})[0] for each in x])
     larger = np.array([[1], [1 << 20], [1], [1]], np.float32)
-    np.testing.assert_array_equal(run({"x": x * larger, "shared": identity})[0], alone * larger)
+    # Sums of integers are exact; those in float32, where a CPU's integers would overflow, are so up to their order.
+    np.testing.assert_allclose(run({"x": x * larger, "shared": identity})[0], alone * larger, rtol=1e-5)
 
 
 def compiled(
@@ -95,4 +99,5 @@ def compiled(
     model.remove_parameter(inputs["w"])
     model.validate_nodes_and_infer_types()
     assert kept is not None
-    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": products}), kept
+    properties = {"INFERENCE_PRECISION_HINT": products, "LP_TRANSFORMS_MODE": not saturates_int8_products()}
+    return core.compile_model(model, "CPU", properties), kept
