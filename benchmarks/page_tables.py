@@ -31,10 +31,18 @@ class Results:
         return self.content[key]
 
     @property
+    def link(self) -> str:
+        """From a page to the file."""
+        folder = self.path.parent.name
+        return "/".join(["../benchmarks/results", *([] if folder == RESULTS.name else [folder]), self.path.name])
+
+    @property
     def conditions(self) -> str:
         """Script, file, processor and load, as the page has them."""
         machine = self.content.get("machine", self.content)  # older files have it at the top
         cpu = machine["cpu"].replace("(R)", "").removesuffix(" Processor")
+        if machine.get("instructions"):  # not in older files
+            cpu += f" ({', '.join(machine['instructions'])})"
         parts = [value for key, value in self.content.items() if key != "machine"]  # the rest is what was measured
         readings = [load for name in ("load_average", "load_average_before") for load in _readings(parts, name)]
         others = [*_readings(self.content, "others_cores")]
@@ -42,7 +50,7 @@ class Results:
         during = f", {min(readings):.1f} to {max(readings):.1f} while it ran" if readings else ""
         after = f", {machine['load_average_after']:.1f} after" if "load_average_after" in machine else ""
         return (
-            f"`{self.script}`, [{self.path.stem}](../benchmarks/results/{self.path.name}), {cpu}, "
+            f"`{self.script}`, [{self.path.stem}]({self.link}), {cpu}, "
             f"{machine['physical_cores']} cores, load {machine['load_average_before']:.1f} "
             f"before{during}{after}{busy}"
         )

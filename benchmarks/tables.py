@@ -19,7 +19,7 @@ from measure import RESULTS
 from page_tables import DOCS, Column, Results, all_results, comparison, filled, newest, newest_by_key
 from tables_detail import DETAILS
 
-INT4, FLOAT32 = "ours, int4", "ours, float32"
+INT4, INT8, FLOAT32 = "ours, int4", "ours, int8", "ours, float32"
 BF16_TARGET = "ours, int4, `--target openvino`"
 EXACT_IMAGES = "ours, int4, `--vision-target onnxruntime`"
 OWN_DECODER = "ours, int4, `--decoder-target onnxruntime`"
@@ -63,6 +63,7 @@ SYSTEMS = [
     *(INT4, INT8_CACHE, OWN_DECODER, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, EXACT_TARGET, LIBR1V, LIBR1V_EXACT),
     *(names[f"{way} int4"] for way in ("one at a time", "triton") for names in (SERVERS, EARLIER_SERVERS)),
     *(
+        INT8,
         FLOAT32,
         EXACT_TOWER,
         VINO_BF16,
@@ -81,6 +82,7 @@ WHOLE = {
     "ours int4, prompts by onnxruntime": OWN_DECODER,  # until 2026-11-29
     "ours int4, decoded by onnxruntime": OWN_DECODER,
     "ours int4, images by onnxruntime": EXACT_IMAGES,
+    "ours int8": INT8,
     "ours float32": FLOAT32,
     # Of files from before OpenVINO encoded images by default:
     "ours int4, onnxruntime, images by openvino": INT4,
@@ -133,7 +135,8 @@ _ONE_ROW = (
     "A single row is multiplied by ONNX Runtime's kernel in less time than by OpenVINO's, which decodes ours by "
     "default where it was compared, for the sake of prompts and of several rows."
 )
-CAUSES = {
+Causes = Mapping[str, Mapping[str, str]]
+CAUSES: Causes = {
     "decode": {
         GENAI: f"{_ONE_ROW} Behind 512 tokens ours is measured with ONNX Runtime's, too: it is the noise of turns.",
     },
@@ -158,6 +161,8 @@ CAUSES = {
     "start": {GENAI_HEADED: "A head in 4 bits, no default of ours; the row of that name has it, and is slower, too."},
 }
 """Why a system is ahead of ours, by table and system."""
+AVX2_CAUSES: Causes = {}
+"""Likewise on processors that have no AVX-512."""
 
 
 def renamed(names: Mapping[str, str], values: Mapping[str, float | None]) -> dict[str, float]:
@@ -227,14 +232,19 @@ def eight_layers(folder: Path, part: str) -> list[Column]:
     return [Column(title, results, values, FLOAT32, results["repeats"])]
 
 
-def decode(folder: Path) -> list[Column]:
-    """Tokens/s after the first token."""
+def decode_behind_images(folder: Path) -> list[Column]:
+    """Tokens/s after the first token of a whole answer."""
 
     def speed(system: Any) -> float:
         return median((each["tokens"] - 1) / (each["last_s"] - each["first_s"]) for each in system["readings"])
 
+    return whole(folder, "an image of {}", speed)
+
+
+def decode(folder: Path) -> list[Column]:
+    """Tokens/s after the first token."""
     short = long(folder, "int4", "text, {} tokens, heads in 4 bits", "decode_tokens_per_s")[:1]
-    columns = [*whole(folder, "an image of {}", speed), *after_512(folder, "decode_tokens_per_s"), *short]
+    columns = [*decode_behind_images(folder), *after_512(folder, "decode_tokens_per_s"), *short]
     return [*columns, *eight_layers(folder, "decode")]
 
 
@@ -248,12 +258,16 @@ def image(folder: Path) -> list[Column]:
     return columns
 
 
-def answer(folder: Path) -> list[Column]:
-    """The inverse of the times to the first and to the last token."""
+def answer_about_images(folder: Path) -> list[Column]:
+    """The inverse of the times to the first and to the last token of a whole answer."""
     first = whole(folder, "{}: first token", lambda system: 1 / system["first_s"])
     last = whole(folder, "{}: last token", lambda system: 1 / system["last_s"])
-    pairs = [column for pair in zip(first, last, strict=True) for column in pair]
-    return [*pairs, *after_512(folder, "prefill_tokens_per_s"), *eight_layers(folder, "prefill")]
+    return [column for pair in zip(first, last, strict=True) for column in pair]
+
+
+def answer(folder: Path) -> list[Column]:
+    """The inverse of the times to the first and to the last token."""
+    return [*answer_about_images(folder), *after_512(folder, "prefill_tokens_per_s"), *eight_layers(folder, "prefill")]
 
 
 def contexts(folder: Path) -> list[Column]:
@@ -299,14 +313,25 @@ def libr1v_cases(results: Results) -> list[tuple[str, str, dict[str, str]]]:
     ]
 
 
+def memory_of_run(folder: Path) -> Column:
+    """The most that a process of `run` had resident, GB."""
+    results = newest("start-up", "start_up.py", folder)
+    peaks = {name: found["peak_mb"] / 1e3 for name, found in results["first_token"]["medians"].items()}
+    return Column("`run`, to its first token", results, renamed(START, peaks), INT4, results["turns"], True)
+
+
+def memory_behind_images(folder: Path) -> list[Column]:
+    """The same of processes that answer questions about images."""
+    return whole(folder, "an image of {}", lambda system: system["peak_bytes"] / 1e9, is_size=True)
+
+
 def memory(folder: Path) -> list[Column]:
     """The most that a process had resident, GB."""
-    start, libr1v = newest("start-up", "start_up.py", folder), newest("libr1v", "libr1v.py", folder)
-    peaks = {name: found["peak_mb"] / 1e3 for name, found in start["first_token"]["medians"].items()}
-    columns = whole(folder, "an image of {}", lambda system: system["peak_bytes"] / 1e9, is_size=True)
+    libr1v = newest("libr1v", "libr1v.py", folder)
+    columns = memory_behind_images(folder)
     columns += long(folder, "int4", "{} tokens, heads in 4 bits", "peak_bytes", is_size=True)
     columns += long(folder, "fp32", "{} tokens, float32", "peak_bytes", is_size=True)
-    columns.append(Column("`run`, to its first token", start, renamed(START, peaks), INT4, start["turns"], True))
+    columns.append(memory_of_run(folder))
     for weights, title, names in libr1v_cases(libr1v):
         found = libr1v["memory"][weights]
         values = {label: found[name]["resident_mb"]["median"] / 1e3 for name, label in names.items()}
@@ -315,14 +340,19 @@ def memory(folder: Path) -> list[Column]:
     return columns
 
 
-def start(folder: Path) -> list[Column]:
-    """The inverse of times from the start of a process to its first token, or until it can be asked."""
-    results, libr1v = newest("start-up", "start_up.py", folder), newest("libr1v", "libr1v.py", folder)
+def start_of_run(folder: Path) -> list[Column]:
+    """The inverse of times from the start of a process of `run` to its first token."""
+    results = newest("start-up", "start_up.py", folder)
     medians = results["first_token"]["medians"]
-    columns = [
+    return [
         Column(title, results, renamed(START, {n: 1 / m[quantity] for n, m in medians.items()}), INT4, results["turns"])
         for title, quantity in (("`run`: first token", "first_token_s"), ("`run`: processor time", "cpu_s"))
     ]
+
+
+def start(folder: Path) -> list[Column]:
+    """The inverse of times from the start of a process to its first token, or until it can be asked."""
+    columns, libr1v = start_of_run(folder), newest("libr1v", "libr1v.py", folder)
     for weights, title, names in libr1v_cases(libr1v):
         found = libr1v["start"][weights]["results"]
         values = {label: 1 / found[name]["first_token_ms"]["median"] for name, label in names.items()}
@@ -347,13 +377,28 @@ QUESTIONS = {
     "start": start,
 }
 """The tables of docs/benchmarks.md by the name of their place."""
+AVX2 = "avx2"
+"""The folder, below the results, of what was measured on processors that have no AVX-512."""
+AVX2_QUESTIONS: Mapping[str, Callable[[Path], list[Column]]] = {
+    "decode": decode_behind_images,
+    "answer": answer_about_images,
+    "memory": lambda folder: [*memory_behind_images(folder), memory_of_run(folder)],
+    "start": start_of_run,
+}
+"""Those of docs/benchmarks_avx2.md."""
 
 
 def pages(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
     """Every table as Markdown: page -> name of the place -> text."""
-    tables = {name: comparison(columns(folder), SYSTEMS, CAUSES.get(name, {})) for name, columns in QUESTIONS.items()}
-    others = {name: table(folder) for name, table in DETAILS.items()}
-    return {DOCS / "benchmarks.md": tables, DOCS / "benchmarks_method.md": others}
+
+    def tables(questions: Mapping[str, Callable[[Path], list[Column]]], causes: Causes, of: Path) -> dict[str, str]:
+        return {name: comparison(columns(of), SYSTEMS, causes.get(name, {})) for name, columns in questions.items()}
+
+    return {
+        DOCS / "benchmarks.md": tables(QUESTIONS, CAUSES, folder),
+        DOCS / "benchmarks_avx2.md": tables(AVX2_QUESTIONS, AVX2_CAUSES, folder / AVX2),
+        DOCS / "benchmarks_method.md": {name: table(folder) for name, table in DETAILS.items()},
+    }
 
 
 @click.command()

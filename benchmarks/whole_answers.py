@@ -2,13 +2,13 @@
 
 A random model of InternVL3-1B's shape (InternViT-300M with all 24 blocks, Qwen2.5-0.5B's decoder), a PNG of so many
 tiles and 32 new tokens, whatever the model would like. Ours (int4 with images by OpenVINO where the processor has
-bfloat16, which is the default; the same with images by ONNX Runtime; all on OpenVINO; and float32), OpenVINO GenAI's
-VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's server (Q4_0,
-embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is a process of
-its own (`whole_answers_engine.py`) that keeps its model and waits, so that they can take turns and each one's memory is
-its own. All are asked once with one tile before anything is measured, and each turn has an image of its own.
-Ours round weights for OpenVINO once and keep them for later processes (docs/openvino.md): answer a question with the
-bundles `int4` and `fp32` and `run --vision-target openvino` before the first measurement.
+bfloat16, which is the default; the same with images by ONNX Runtime; all on OpenVINO; int8; and float32), OpenVINO
+GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's server
+(Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is a
+process of its own (`whole_answers_engine.py`) that keeps its model and waits, so that they can take turns and each
+one's memory is its own. All are asked once with one tile before anything is measured, and each turn has an image of its
+own. Ours round weights for OpenVINO once and keep them for later processes (docs/openvino.md): answer a question with
+the bundles `int4` and `fp32` and `run --vision-target openvino` before the first measurement.
 
     python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
     python benchmarks/whole_answers.py               # at most 10 minutes on two idle cores
@@ -55,7 +55,7 @@ WARM_UP_TOKENS = 4
 GENAI_VERSION = "2026.4.1.0"
 OURS = (
     *("ours int4", "ours int4, openvino", "ours int4, decoded by onnxruntime", "ours int4, images by onnxruntime"),
-    "ours float32",
+    *("ours int8", "ours float32"),
 )
 GGUF_TYPES = "targets: {gguf: {model: Q8_0, mmproj: F16}}\n"
 """Of a build file: Q8_0 for what the recipe leaves of the language model, its head and embeddings."""
@@ -99,7 +99,7 @@ class System(EngineProcess):
 def prepare(work: Path) -> list[System]:
     """Make what is not there, and name the systems, ours first."""
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint, recipe, types = work / "checkpoint", work / "int4-32.yaml", work / "gguf.yaml"
+    checkpoint, recipe, types, vino = (work / name for name in ("checkpoint", "int4-32.yaml", "gguf.yaml", "vino.yaml"))
     if not (work / "spoken").exists():
         r1v_export("synth", checkpoint, "--preset", "internvl3-1b", "--layout", "internvl")
         # Every likeliest token is a character: llama.cpp's server keeps a token back that is not.
@@ -108,10 +108,14 @@ def prepare(work: Path) -> list[System]:
     text = load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32")  # llama.cpp's groups
     recipe.write_text(text, encoding="utf-8")
     types.write_text(GGUF_TYPES, encoding="utf-8")
+    # Gates of random weights say nothing, so none vouches here: this is what `auto` takes where one does.
+    other = "onnxruntime" if encoding_target("openvino").why_not_images("bfloat16") else "openvino"
+    vino.write_text(f"targets: {{openvino: {{matmul: {'bfloat16' if other == 'openvino' else 'float32'}}}}}\n")
     int4 = ("--precision", "int4", "--recipe")
     builds: dict[str, tuple[str | Path, ...]] = {
         "int4": (*int4, "int4-rtn", "--target", "onnxruntime"),
-        "int4-openvino": (*int4, "int4-rtn", "--target", "openvino"),
+        "int4-openvino": (*int4, "int4-rtn", "--target", "openvino", "--config", vino),
+        "int8": ("--precision", "int8", "--samples", "4", "--target", "onnxruntime"),
         "fp32": ("--precision", "fp32", "--target", "onnxruntime"),
         "gguf": (*int4, recipe, "--target", "gguf", "--config", types),
     }
@@ -124,9 +128,7 @@ def prepare(work: Path) -> list[System]:
     if not (models / "config.json").exists():
         script = PROJECT / "benchmarks" / "whole_answers_genai.py"
         subprocess.run([genai, script, gguf / "model.gguf", work / "fp32" / "graphs", models], check=True)
-    # Gates of random weights say nothing, so none vouches here: this is what `auto` takes where one does.
-    other = "onnxruntime" if encoding_target("openvino").why_not_images("bfloat16") else "openvino"
-    return [
+    systems = [
         System(OURS[0], "ours", work / "int4", f"onnxruntime {other} {other}"),
         System(OURS[1], "ours", work / "int4-openvino", "openvino openvino openvino"),
         System(OURS[2], "ours", work / "int4", f"onnxruntime {other} onnxruntime"),
@@ -134,9 +136,12 @@ def prepare(work: Path) -> list[System]:
         System("OpenVINO GenAI Q4_0", "genai", models, python=genai),
         System("llama.cpp Q4_0", "llama", gguf, python=llama),
         System("transformers bfloat16", "transformers", checkpoint, "bfloat16"),
-        System(OURS[4], "ours", work / "fp32", f"onnxruntime {other} onnxruntime"),
+        System(OURS[4], "ours", work / "int8", f"onnxruntime {other} onnxruntime"),
+        System(OURS[5], "ours", work / "fp32", f"onnxruntime {other} onnxruntime"),
         System("transformers float32", "transformers", checkpoint, "float32"),
     ]
+    as_the_first = OURS[2:4] if other == "onnxruntime" else ()
+    return [each for each in systems if each.name not in as_the_first]
 
 
 def r1v_export(*words: str | Path) -> None:
