@@ -33,8 +33,8 @@ class Results:
     @property
     def link(self) -> str:
         """From a page to the file."""
-        folder = self.path.parent.name
-        return "/".join(["../benchmarks/results", *([] if folder == RESULTS.name else [folder]), self.path.name])
+        folder = "" if self.path.parent.name == RESULTS.name else f"{self.path.parent.name}/"
+        return f"../benchmarks/results/{folder}{self.path.name}"
 
     @property
     def conditions(self) -> str:
@@ -46,7 +46,8 @@ class Results:
         parts = [value for key, value in self.content.items() if key != "machine"]  # the rest is what was measured
         readings = [load for name in ("load_average", "load_average_before") for load in _readings(parts, name)]
         others = [*_readings(self.content, "others_cores")]
-        busy = f", {max(others):.2f} cores busy with others" if others else ""
+        # Clocks of processes and of the machine differ by a few hundredths of a second.
+        busy = f", {max(0.0, *others):.2f} cores busy with others" if others else ""
         during = f", {min(readings):.1f} to {max(readings):.1f} while it ran" if readings else ""
         after = f", {machine['load_average_after']:.1f} after" if "load_average_after" in machine else ""
         return (

@@ -56,6 +56,14 @@ def int8_inputs_bundle(made_once: MakeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
+def int8_bundle(made_once: MakeOnce) -> Path:
+    """The shipped model in INT8, weights and inputs. Not to be written to."""
+    samples = CalibrationConfig(samples=4)
+    config = BuildConfig(precision="int8", calibration=samples, parity=ParityConfig(enabled=False))
+    return made_once("nano-int8", lambda out: build(config, out))
+
+
+@pytest.fixture(scope="session")
 def int8_cache_bundle(made_once: MakeOnce) -> Path:
     """The shipped model with int4 weights and an INT8 key-value cache. Not to be written to."""
     samples = CalibrationConfig(samples=4)

@@ -107,7 +107,9 @@ def test_a_question_is_answered_as_python_does(engine, nano_bundle):
 
 
 @pytest.mark.slow(90)
-@pytest.mark.parametrize("name", ["nano_bundle", "int4_bundle", "int8_inputs_bundle", "int8_cache_bundle"])
+@pytest.mark.parametrize(
+    "name", ["nano_bundle", "int4_bundle", "int8_inputs_bundle", "int8_cache_bundle", "int8_bundle"]
+)
 def test_tokens_of_generated_questions_are_those_of_python(library, request, name):
     bundle = request.getfixturevalue(name)
     engine = c_api.Engine(library, bundle, onnxruntime_library=str(ONNXRUNTIME).encode())

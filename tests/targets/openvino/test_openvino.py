@@ -160,6 +160,15 @@ def test_sums_of_products_of_8_bits_do_not_overflow() -> None:
     np.testing.assert_allclose(compiled([feed])[0], feed @ (weight.T / np.float32(127)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_products_of_integers_are_off_where_their_sums_overflow(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.saturates_int8_products", lambda: saturates)
+    file = EngineFile(options=OpenVinoConfig(matmul="float32", int4_inputs="exact"), weights={})
+    assert (session_properties("vision", file, 1).get("LP_TRANSFORMS_MODE") is False) is saturates
+
+
 def test_openvino_rounds_to_fp8_through_float16(tmp_path: Path) -> None:
     """Why FP8 engines of OpenVINO differ from others, as docs/openvino.md says."""
     from r1v_export.targets.openvino.library import ov

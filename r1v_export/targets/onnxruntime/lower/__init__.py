@@ -35,9 +35,17 @@ def lower(model: ir.Model, device: Device) -> None:
         passes += [FoldedLayerScale()]  # ONNX Runtime folds constants on the CPU, which has no float16 Mul
     if device == "cpu" or half:  # GroupQueryAttention's CUDA kernel takes no float32
         passes += [GroupQueryAttention(int8_cache=device == "cpu"), PackedProjections(four_bits=device == "cpu")]
-    if device == "cpu":
-        passes += [IntegerProducts()]
-    else:
+    if device == "cuda":
         passes += [BlockQuantizedFp8(), ScaleTypes(), Float32Quantization()]
     passes += [RemoveUnusedNodesPass(), TopologicalSortPass()]
     run_passes(model, *passes)
+
+
+def multiply_integers(model: ir.Model) -> bool:
+    """Let a lowered graph multiply INT8 values as integers, in place, on a CPU, unless it has a head in 8 bits.
+
+    Returns:
+        Whether it does.
+    """
+    run_passes(model, IntegerProducts(), RemoveUnusedNodesPass(), TopologicalSortPass())
+    return any(node.op_type == "MatMulIntegerToFloat" for node in model.graph)

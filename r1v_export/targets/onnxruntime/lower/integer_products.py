@@ -10,27 +10,32 @@ import onnx_ir as ir
 from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of
 from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, maker, replace_node
 
-_ZERO_POINT = "uint8_zero_point"
 _INT8, _UINT8 = ir.DataType.INT8, ir.DataType.UINT8
+_MIDDLE = "uint8_zero_point"
 
 
 class IntegerProducts(ir.passes.InPlacePass):
     """MatMul of an input that is rounded to INT8 and of an INT8 weight -> MatMulIntegerToFloat of the input plus 128.
 
     ONNX Runtime makes one only where the input has a zero point and no other product reads it. Otherwise it dequantizes
-    the weight in every run: one row takes fifty times as long. Its fast kernels take inputs without a sign. Where a CPU
-    needs weights without one, it takes theirs away at load (`session_options.EXACT_INT8`), and fails on a graph with
-    INT8 weights of other operators, too: such a graph is left as it is.
+    the weight in every run, so that a step of a decoder takes twenty times as long. Its fast kernels take UINT8 inputs.
+    Where a CPU needs UINT8 weights, too, it makes them at load (`session_options.EXACT_INT8`), and fails on a graph
+    with INT8 weights of other operators, such as a head in 8 bits: such a graph is left as it is.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         products = [product for node in model.graph if (product := _product(node)) is not None]
         multiplied = {product.weight for product in products}
-        if not multiplied or any(_is_weight(node) and node not in multiplied for node in model.graph):
+        if not multiplied or any(_has_int8_weights(node) and node not in multiplied for node in model.graph):
             return ir.passes.PassResult(model, modified=False)
-        unsigned = {node: _plus_128(node) for node in dict.fromkeys(product.quantize for product in products)}
+        model.opset_imports[MICROSOFT] = 1
+        middle = _constant(model.graph, _MIDDLE, np.uint8(128))
+        unsigned = {
+            quantize: _plus_128(quantize, middle)
+            for quantize in dict.fromkeys(product.quantize for product in products)
+        }
         for product in products:
-            _multiply_integers(product, unsigned[product.quantize])
+            _multiply_integers(product, unsigned[product.quantize], middle)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -38,43 +43,54 @@ class _Product(NamedTuple):
     """A product of INT8 values, and the nodes that its operands are from."""
 
     matmul: ir.Node
-    tokens: ir.Node | None
-    """What multiplies each token of the input by a scale of its own."""
     quantize: ir.Node
     scale: ir.Value
+    """Of the input."""
+    token_scales: ir.Value | None
+    """What each token of the input is multiplied by, [..., 1], where they have scales of their own."""
     weight: ir.Node
 
 
 def _product(matmul: ir.Node) -> _Product | None:
     if matmul.op_type != "MatMul":
         return None
-    tokens = maker(matmul.inputs[0], "Mul")
-    x, weight = (_of_int8(value) for value in (tokens.inputs[0] if tokens else matmul.inputs[0], matmul.inputs[1]))
-    quantize = maker(x.inputs[0], "QuantizeLinear") if x else None
-    if x is None or quantize is None or weight is None or not _is_weight(weight):
+    x, weight, token_scales = input_of(matmul, 0), maker(matmul.inputs[1], "DequantizeLinear"), None
+    if (multiply := maker(x, "Mul")) is not None:
+        x, token_scales = input_of(multiply, 0), input_of(multiply, 1)
+        if token_scales.shape is None or token_scales.shape.rank() < 2 or token_scales.shape[-1] != 1:
+            return None
+    dequantize = maker(x, "DequantizeLinear")
+    quantize = None if dequantize is None else maker(dequantize.inputs[0], "QuantizeLinear")
+    if dequantize is None or quantize is None or weight is None:
         return None
-    return _Product(matmul, tokens, quantize, input_of(x, 1), weight)
+    is_whole = len(quantize.inputs) == 2 and _is_symmetric(dequantize) and _rank(input_of(dequantize, 1)) == 0
+    if not is_whole or not _is_weight_of_one_product(weight):
+        return None
+    return _Product(matmul, quantize, input_of(dequantize, 1), token_scales, weight)
 
 
-def _multiply_integers(product: _Product, unsigned: ir.Value) -> None:
+def _multiply_integers(product: _Product, unsigned: ir.Value, middle: ir.Value) -> None:
     """
     Args:
         unsigned: the product's input, plus 128.
+        middle: 128.
     """
     matmul, result, graph = product.matmul, product.matmul.outputs[0], graph_of(product.matmul)
+    name = f"{name_of(result)}/MatMulIntegerToFloat"
+    # One for each product: ONNX Runtime names what it makes of it for UINT8 weights by its name.
+    zero = _constant(graph, f"{name}/zero_point", np.int8(0))
     qweight, scale = product.weight.inputs
-    operands = [unsigned, qweight, product.scale, scale, graph.initializers[_ZERO_POINT]]
-    integer = ir.node("MatMulIntegerToFloat", operands, domain=MICROSOFT)
-    if product.tokens is None:
+    operands = [unsigned, qweight, product.scale, scale, middle, zero]
+    integer = ir.node("MatMulIntegerToFloat", operands, domain=MICROSOFT, name=name)
+    if product.token_scales is None:
         replace_node(matmul, integer, [result])
         return
-    integer.name = integer.outputs[0].name = f"{matmul.name}/MatMulIntegerToFloat"
-    integer.outputs[0].shape, integer.outputs[0].type = result.shape, result.type
+    integer.outputs[0].name, integer.outputs[0].shape, integer.outputs[0].type = name, result.shape, result.type
     graph.insert_before(matmul, integer)
-    replace_node(matmul, ir.node("Mul", [integer.outputs[0], product.tokens.inputs[1]]), [result])
+    replace_node(matmul, ir.node("Mul", [integer.outputs[0], product.token_scales]), [result])
 
 
-def _is_weight(node: ir.Node) -> bool:
+def _has_int8_weights(node: ir.Node) -> bool:
     """Whether this dequantizes INT8 weights."""
     if node.op_type != "DequantizeLinear":
         return False
@@ -82,26 +98,42 @@ def _is_weight(node: ir.Node) -> bool:
     return is_initializer(qweight) and qweight.dtype == _INT8
 
 
-def _of_int8(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear of a value that is float32, from INT8 without a zero point, with a scale for all or one for
-    each output feature."""
-    node = maker(value, "DequantizeLinear")
-    if node is None or len(node.inputs) > 2 or "block_size" in node.attributes:
-        return None
-    is_float = node.outputs[0].dtype == ir.DataType.FLOAT
-    return node if is_float and input_of(node, 0).dtype == _INT8 else None
+def _is_weight_of_one_product(dequantize: ir.Node) -> bool:
+    """Whether a weight [in, out] is INT8, with a scale for each output feature or one for all."""
+    scale = input_of(dequantize, 1)
+    per_feature = dequantize.attributes.get_int("axis", 1) in (1, -1) and "block_size" not in dequantize.attributes
+    return (
+        _has_int8_weights(dequantize)
+        and _is_symmetric(dequantize)
+        and is_initializer(scale)
+        and (per_feature or _rank(scale) == 0)
+        and len(dequantize.outputs[0].uses()) == 1
+    )
 
 
-def _plus_128(quantize: ir.Node) -> ir.Value:
+def _is_symmetric(dequantize: ir.Node) -> bool:
+    """Whether this makes float32 values of INT8 ones without a zero point."""
+    is_float = dequantize.outputs[0].dtype == ir.DataType.FLOAT
+    return is_float and input_of(dequantize, 0).dtype == _INT8 and len(dequantize.inputs) == 2
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else value.shape.rank()
+
+
+def _plus_128(quantize: ir.Node, middle: ir.Value) -> ir.Value:
     """What a node rounds to INT8, as UINT8: 0 is 128, and all else is as far from it."""
-    graph, signed = graph_of(quantize), quantize.outputs[0]
-    if _ZERO_POINT not in graph.initializers:
-        zero_point = ir.Value(name=_ZERO_POINT, const_value=ir.tensor(np.uint8(128), name=_ZERO_POINT))
-        zero_point.shape, zero_point.type = ir.Shape(()), ir.TensorType(_UINT8)
-        graph.register_initializer(zero_point)
+    signed = quantize.outputs[0]
     name = f"{name_of(signed)}/unsigned"
-    node = ir.node("QuantizeLinear", [*quantize.inputs[:2], graph.initializers[_ZERO_POINT]], name=name)
+    node = ir.node("QuantizeLinear", [*quantize.inputs, middle], name=name)
     unsigned = node.outputs[0]
     unsigned.name, unsigned.shape, unsigned.type = name, signed.shape, ir.TensorType(_UINT8)
-    graph.insert_after(quantize, node)
+    graph_of(quantize).insert_after(quantize, node)
     return unsigned
+
+
+def _constant(graph: ir.Graph, name: str, number: np.integer) -> ir.Value:
+    tensor = ir.tensor(number, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(()), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value

@@ -16,7 +16,7 @@ from r1v_export.log_event import log_event
 from r1v_export.targets.int4_inputs import Int4Inputs
 from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.head_file import HEAD_DATA
-from r1v_export.targets.onnxruntime.lower import lower
+from r1v_export.targets.onnxruntime.lower import lower, multiply_integers
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS, INTEGER_PRODUCTS, STOPS_AT_LENGTH
 from r1v_export.targets.onnxruntime.write.int8_head import round_head, take_rounded_head
 from r1v_export.targets.shared_weights import point_weights_to
@@ -62,14 +62,12 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         message, compute = "%(graph)s: lowered for %(device)s, computes in %(compute)s", model.graph.outputs[0].dtype
         log_event(_LOG, logging.INFO, message, graph=name, device=device, compute=str(compute))
         point_weights_to(model, graphs.name)
-        operators = {node.op_type for node in model.graph}
-        if "MatMulIntegerToFloat" in operators:
-            model.metadata_props[INTEGER_PRODUCTS] = "1"
-        # EXACT_INT8 would keep ONNX Runtime from multiplying a head of 8 bits by its kernel.
-        elif name == contract.DECODER and device == "cpu" and int4_inputs == "int8":
+        if name == contract.DECODER and device == "cpu" and int4_inputs == "int8":
             round_head(model, graphs.parent, out, location=_HEAD_LOCATION)
+        if device == "cpu" and multiply_integers(model):
+            model.metadata_props[INTEGER_PRODUCTS] = "1"
         model.metadata_props[INT4_INPUTS] = int4_inputs
-        if name == contract.DECODER and "TensorScatter" not in operators:
+        if name == contract.DECODER and all(node.op_type != "TensorScatter" for node in model.graph):
             model.metadata_props[STOPS_AT_LENGTH] = "1"
         ir.save(model, out / f"{name}.onnx")
 

@@ -115,9 +115,9 @@ def session_properties(graph: str, file: EngineFile, threads: int | None) -> Map
         "NUM_STREAMS": 1,
         # Inputs of integer weights that share a scale where they are rounded to 8 bits; OpenVINO's own default is 32.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if options.int4_inputs == "int8" else 0,
-        # Else quantized weights and inputs are multiplied as integers, where sums of two products overflow without a
-        # word. Then the same values are multiplied in float32.
-        "LP_TRANSFORMS_MODE": not saturates_int8_products(),
+        # Else quantized weights and inputs are multiplied as integers, whose sums overflow there without a word. Then
+        # the same values are multiplied in float32.
+        **({"LP_TRANSFORMS_MODE": False} if saturates_int8_products() else {}),
     }
 
 

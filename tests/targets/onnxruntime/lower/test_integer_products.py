@@ -12,6 +12,7 @@ from r1v_export.targets.onnxruntime.session_options import EXACT_INT8
 from tests.targets.onnxruntime.lower.graphs import RNG, model, normal, operators
 
 HEADER = '<ir_version: 11, opset_import: ["": 21]> g (float[1,n,256] x) => (float[1,n,64] y)'
+SQUARE = '<ir_version: 11, opset_import: ["": 21]> g (float[1,n,64] x) => (float[1,n,64] y)'
 ROUND = "q = QuantizeLinear <output_dtype=3> (x, s)  d = DequantizeLinear (q, s)"
 SHARED = f"""{HEADER} {{ {ROUND}
     wa = DequantizeLinear <axis=1> (a, sa)  ya = MatMul(d, wa)
@@ -34,7 +35,7 @@ def weights(kind: str) -> np.ndarray:
 
 
 def made(text: str, kind: str = "random") -> ir.Model:
-    initializers = {name: weights(kind) for name in ("a", "b")}
+    initializers = {name: weights(kind) for name in ("a", "b")} | {"c": weights(kind)[:64]}
     initializers |= {name: np.full(64, 1 / 127, np.float32) for name in ("sa", "sb")}
     initializers |= {"s": np.float32(3 / 127), "one": np.float32(1), "axes": np.array([-1])}
     found = model(
@@ -76,7 +77,26 @@ def test_products_of_integers_are_what_the_standard_graph_says(
     assert found["MatMulIntegerToFloat"] == products
     assert found["QuantizeLinear"] == 1
     assert "DequantizeLinear" not in found
+    assert graph.opset_imports["com.microsoft"] == 1
     np.testing.assert_allclose(run(graph, x), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A scale of each input is no token's.
+        f"{SQUARE} {{ {ROUND}  z = Mul(d, sa)  wa = DequantizeLinear <axis=1> (c, sa)  y = MatMul(z, wa) }}",
+        # So is another factor.
+        f"{SQUARE} {{ {ROUND}  z = Mul(d, x)  wa = DequantizeLinear <axis=1> (c, sa)  y = MatMul(z, wa) }}",
+        # A scale of each of a weight's inputs.
+        f"{SQUARE} {{ {ROUND}  wa = DequantizeLinear <axis=0> (c, sa)  y = MatMul(d, wa) }}",
+        # A weight that is read twice.
+        f"{SQUARE} {{ {ROUND}  wa = DequantizeLinear <axis=1> (c, sa)  ya = MatMul(d, wa)  yb = MatMul(ya, wa)  "
+        "y = Add(ya, yb) }",
+    ],
+)
+def test_other_products_are_left_alone(text: str) -> None:
+    assert not IntegerProducts()(made(text)).modified
 
 
 def test_a_graph_with_int8_weights_of_other_operators_is_left_alone() -> None:

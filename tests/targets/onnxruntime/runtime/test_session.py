@@ -24,7 +24,8 @@ from r1v_export.quantization.apply.onnx import quantizer
 from r1v_export.quantization.apply.torch import apply
 from r1v_export.quantization.recipe import Scheme
 from r1v_export.reference.model import ReferenceEngine
-from r1v_export.targets.onnxruntime.lower import lower
+from r1v_export.targets.onnxruntime.head_file import HEAD_DATA
+from r1v_export.targets.onnxruntime.lower import lower, multiply_integers
 from r1v_export.targets.onnxruntime.runtime import session
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.runtime.session import open_session
@@ -117,6 +118,25 @@ def test_int8_values_are_multiplied_as_integers_whose_sums_do_not_overflow(optim
     assert entries["projector"][EXACT_INT8] == "1"
 
 
+@pytest.mark.parametrize("int4_inputs", ["int8", "exact"])
+def test_int8_values_are_multiplied_as_integers_unless_a_head_has_8_bits(int4_inputs, tmp_path):
+    """As in a decoder of both 4-bit and INT8 linears: the session's entry for such products would change the head."""
+    spec, model = tiny_spec(), random_model(tiny_spec())
+    schemes = schemes_of("int8", None, "int8")
+    graphs, engine = tmp_path / "graphs", tmp_path / "engines" / "onnxruntime"
+    graphs.mkdir()
+    engine.mkdir(parents=True)
+    rewrite = quantizer(spec, schemes, rounded(schemes).__getitem__, {})
+    export_graph("decoder", checkpoint_of(model), graphs, torch.float32, rewrite=rewrite)
+    write_graphs(graphs, ["decoder"], "cpu", int4_inputs, engine)
+    has_head = int4_inputs == "int8"
+    assert (engine / HEAD_DATA).exists() is has_head
+    written = onnx.load(engine / "decoder.onnx", load_external_data=False)
+    assert ("MatMulIntegerToFloat" in {node.op_type for node in written.graph.node}) is not has_head
+    entries = engine_options(engine, {"decoder": "decoder.onnx"})["session_entries"]["decoder"]
+    assert (EXACT_INT8 in entries) is not has_head
+
+
 def test_int8_weights_in_groups_stay_packed_and_compute_in_float32(optimized, tmp_path):
     spec, model = tiny_spec(), random_model(tiny_spec())
     weights = {"type": "int8", "granularity": "group", "group_size": 32, "algorithm": "imported"}
@@ -147,6 +167,7 @@ def test_a_quantized_head_keeps_its_kernel_and_gives_three_tokens_logits_like_on
     export_graph("decoder", checkpoint_of(model), tmp_path, torch.float32, rewrite=rewrite)
     lowered = ir.load(tmp_path / "decoder.onnx")
     lower(lowered, "cpu")
+    multiply_integers(lowered)
     ir.save(lowered, tmp_path / "decoder.onnx")
     engine = OnnxRuntimeEngine(tmp_path, tmp_path, spec.sizes, "cpu", 1)
     tokens = np.random.default_rng(0).standard_normal((1, 3, spec.language.hidden_size), dtype=np.float32)
