@@ -10,7 +10,7 @@ A situation that is measured in several files (a number of tiles, a length) is t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -224,15 +224,18 @@ def long(folder: Path, weights: str, title: str, quantity: str, is_size: bool = 
     return columns
 
 
-def after_512(folder: Path, quantity: str) -> list[Column]:
-    """Ours and genai behind 512 tokens of text, INT4 (head too) and float32; of these what was measured."""
+AFTER_512 = {
+    "int4-int8-inputs": ("text, 512 tokens, heads in 4 bits", INT4, GENAI),
+    "fp32": ("text, 512 tokens, float32", FLOAT32, GENAI_FLOAT32),
+}
+"""Of weights: title, ours, genai."""
+
+
+def after_512(folder: Path, quantity: str, variants: Iterable[str] = AFTER_512) -> list[Column]:
+    """Ours and genai behind 512 tokens of text."""
     columns = []
-    for variant, title, ours, peer in (
-        ("int4-int8-inputs", "text, 512 tokens, heads in 4 bits", INT4, GENAI),
-        ("fp32", "text, 512 tokens, float32", FLOAT32, GENAI_FLOAT32),
-    ):
-        if not [*folder.glob(f"*-decode-onnxruntime-{variant}.json")]:
-            continue
+    for variant in variants:
+        title, ours, peer = AFTER_512[variant]
         results = newest(f"decode-onnxruntime-{variant}", "decode_onnxruntime.py", folder)
         found = results["capacity"][min(results["capacity"], key=int)]
         names = {"r1v-export": ours, "onnxruntime-genai": peer}
@@ -399,8 +402,14 @@ QUESTIONS = {
 AVX2 = "avx2"
 """The folder, below the results, of what was measured on processors that have no AVX-512."""
 AVX2_QUESTIONS: Mapping[str, Callable[[Path], list[Column]]] = {
-    "decode": lambda folder: [*decode_behind_images(folder), *after_512(folder, "decode_tokens_per_s")],
-    "answer": lambda folder: [*answer_about_images(folder), *after_512(folder, "prefill_tokens_per_s")],
+    "decode": lambda folder: [
+        *decode_behind_images(folder),
+        *after_512(folder, "decode_tokens_per_s", ["int4-int8-inputs"]),
+    ],
+    "answer": lambda folder: [
+        *answer_about_images(folder),
+        *after_512(folder, "prefill_tokens_per_s", ["int4-int8-inputs"]),
+    ],
     "contexts": contexts,
     "memory": lambda folder: [*memory_behind_images(folder), memory_of_run(folder)],
     "start": start_of_run,

@@ -47,5 +47,5 @@ def multiply_integers(model: ir.Model) -> bool:
     Returns:
         Whether it does.
     """
-    run_passes(model, IntegerProducts(), RemoveUnusedNodesPass(), TopologicalSortPass())
+    run_passes(model, IntegerProducts(), RemoveUnusedNodesPass())
     return any(node.op_type == "MatMulIntegerToFloat" for node in model.graph)

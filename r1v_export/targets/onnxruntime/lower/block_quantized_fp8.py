@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of, size_of
-from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, maker, replace_node
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, is_weight, maker, replace_node
 
 _FP8 = ir.DataType.FLOAT8E4M3FN
 
@@ -29,7 +29,7 @@ class BlockQuantizedFp8(ir.passes.InPlacePass):
 
 def _replace(matmul: ir.Node) -> bool:
     dequantize = maker(matmul.inputs[1], "DequantizeLinear")
-    if dequantize is None or not _is_fp8_weight(dequantize) or matmul.outputs[0].dtype != ir.DataType.FLOAT16:
+    if dequantize is None or not is_weight(dequantize, _FP8) or matmul.outputs[0].dtype != ir.DataType.FLOAT16:
         return False
     qweight, scale = input_of(dequantize, 0), input_of(dequantize, 1)
     depth, columns = size_of(qweight, 0), size_of(qweight, 1)
@@ -48,20 +48,6 @@ def _replace(matmul: ir.Node) -> bool:
     graph.insert_before(matmul, [transposed, spread])
     replace_node(matmul, product, [matmul.outputs[0]])
     return True
-
-
-def _is_fp8_weight(dequantize: ir.Node) -> bool:
-    """Whether a weight [depth, columns] is FP8, with a scale for each column or one for all."""
-    qweight, scale = input_of(dequantize, 0), input_of(dequantize, 1)
-    axis = dequantize.attributes.get_int("axis", 1)
-    return (
-        is_initializer(qweight)
-        and is_initializer(scale)
-        and qweight.dtype == _FP8
-        and len(dequantize.inputs) == 2
-        and shape_of(qweight).rank() == 2
-        and (shape_of(scale).rank() == 0 or (shape_of(scale).rank() == 1 and axis in (1, -1)))
-    )
 
 
 def _rounded_input(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of
-from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, maker, replace_node
+from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, is_weight, maker, replace_node
 
 _INT8, _UINT8 = ir.DataType.INT8, ir.DataType.UINT8
 _MIDDLE = "uint8_zero_point"
@@ -63,10 +63,18 @@ def _product(matmul: ir.Node) -> _Product | None:
     quantize = None if dequantize is None else maker(dequantize.inputs[0], "QuantizeLinear")
     if dequantize is None or quantize is None or weight is None:
         return None
-    is_whole = len(quantize.inputs) == 2 and _is_symmetric(dequantize) and _rank(input_of(dequantize, 1)) == 0
-    if not is_whole or not _is_weight_of_one_product(weight):
+    scale, is_float = input_of(dequantize, 1), matmul.outputs[0].dtype == ir.DataType.FLOAT
+    of_int8 = input_of(dequantize, 0).dtype == _INT8 and is_weight(weight, _INT8)
+    has_zero_point = len(quantize.inputs) > 2 or len(dequantize.inputs) > 2
+    if (
+        not is_float
+        or not of_int8
+        or has_zero_point
+        or shape_of(scale).rank() != 0
+        or len(weight.outputs[0].uses()) > 1
+    ):
         return None
-    return _Product(matmul, quantize, input_of(dequantize, 1), token_scales, weight)
+    return _Product(matmul, quantize, scale, token_scales, weight)
 
 
 def _multiply_integers(product: _Product, unsigned: ir.Value, middle: ir.Value) -> None:
@@ -96,29 +104,6 @@ def _has_int8_weights(node: ir.Node) -> bool:
         return False
     qweight = input_of(node, 0)
     return is_initializer(qweight) and qweight.dtype == _INT8
-
-
-def _is_weight_of_one_product(dequantize: ir.Node) -> bool:
-    """Whether a weight [in, out] is INT8, with a scale for each output feature or one for all."""
-    scale = input_of(dequantize, 1)
-    per_feature = dequantize.attributes.get_int("axis", 1) in (1, -1) and "block_size" not in dequantize.attributes
-    return (
-        _has_int8_weights(dequantize)
-        and _is_symmetric(dequantize)
-        and is_initializer(scale)
-        and (per_feature or _rank(scale) == 0)
-        and len(dequantize.outputs[0].uses()) == 1
-    )
-
-
-def _is_symmetric(dequantize: ir.Node) -> bool:
-    """Whether this makes float32 values of INT8 ones without a zero point."""
-    is_float = dequantize.outputs[0].dtype == ir.DataType.FLOAT
-    return is_float and input_of(dequantize, 0).dtype == _INT8 and len(dequantize.inputs) == 2
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else value.shape.rank()
 
 
 def _plus_128(quantize: ir.Node, middle: ir.Value) -> ir.Value:

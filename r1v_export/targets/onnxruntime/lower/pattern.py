@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, input_of
+from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, shape_of
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's contrib operators."""
@@ -30,6 +30,21 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node:
         found = "an input or initializer" if other is None else other.op_type
         raise ir.passes.PreconditionError(f"{value and value.name}: expected to come from {op_type}, not {found}")
     return node
+
+
+def is_weight(dequantize: ir.Node, dtype: ir.DataType) -> bool:
+    """Whether a DequantizeLinear makes a weight [in, out] of constants of this type, without a zero point, with a scale
+    for each output channel or one for all."""
+    qweight, scale = input_of(dequantize, 0), input_of(dequantize, 1)
+    axis = dequantize.attributes.get_int("axis", 1)
+    return (
+        is_initializer(qweight)
+        and is_initializer(scale)
+        and qweight.dtype == dtype
+        and len(dequantize.inputs) == 2
+        and shape_of(qweight).rank() == 2
+        and (shape_of(scale).rank() == 0 or (shape_of(scale).rank() == 1 and axis in (1, -1)))
+    )
 
 
 def replace_node(old: ir.Node, new: ir.Node, results: Sequence[ir.Value | None]) -> None:

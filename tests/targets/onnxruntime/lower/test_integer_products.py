@@ -54,9 +54,9 @@ def run(graph: ir.Model, x: np.ndarray) -> np.ndarray:
     options = ort.SessionOptions()
     options.add_session_config_entry(EXACT_INT8, "1")
     content = ir.to_proto(graph).SerializeToString()
-    result: np.ndarray = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})[
-        0
-    ]
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    result: np.ndarray
+    (result,) = session.run(None, {"x": x})
     return result
 
 
