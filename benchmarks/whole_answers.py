@@ -2,10 +2,10 @@
 
 A random model of InternVL3-1B's shape (InternViT-300M with all 24 blocks, Qwen2.5-0.5B's decoder), a PNG of so many
 tiles and 32 new tokens, whatever the model would like. Ours (int4 with images by OpenVINO where the processor has
-bfloat16, which is the default; the same with images by ONNX Runtime; all on OpenVINO; int8; and float32), OpenVINO
-GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's server
-(Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is a
-process of its own (`whole_answers_engine.py`) that keeps its model and waits, so that they can take turns and each
+bfloat16, else by ONNX Runtime in 8 bits, which is the default; with exact images; all on OpenVINO; int8; float32),
+OpenVINO GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's
+server (Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is
+a process of its own (`whole_answers_engine.py`) that keeps its model and waits, so that they can take turns and each
 one's memory is its own. All are asked once with one tile before anything is measured, and each turn has an image of its
 own. Ours round weights for OpenVINO once and keep them for later processes (docs/openvino.md): answer a question with
 the bundles `int4` and `fp32` and `run --vision-target openvino` before the first measurement.
@@ -110,6 +110,7 @@ def prepare(work: Path) -> list[System]:
     types.write_text(GGUF_TYPES, encoding="utf-8")
     # Gates of random weights say nothing, so none vouches here: this is what `auto` takes where one does.
     other = "onnxruntime" if encoding_target("openvino").why_not_images("bfloat16") else "openvino"
+    in_8_bits = "onnxruntime-int8" if other == "onnxruntime" else other
     vino.write_text(f"targets: {{openvino: {{matmul: {'bfloat16' if other == 'openvino' else 'float32'}}}}}\n")
     int4 = ("--precision", "int4", "--recipe")
     builds: dict[str, tuple[str | Path, ...]] = {
@@ -129,9 +130,9 @@ def prepare(work: Path) -> list[System]:
         script = PROJECT / "benchmarks" / "whole_answers_genai.py"
         subprocess.run([genai, script, gguf / "model.gguf", work / "fp32" / "graphs", models], check=True)
     systems = [
-        System(OURS[0], "ours", work / "int4", f"onnxruntime {other} {other}"),
+        System(OURS[0], "ours", work / "int4", f"onnxruntime {in_8_bits} {other}"),
         System(OURS[1], "ours", work / "int4-openvino", "openvino openvino openvino"),
-        System(OURS[2], "ours", work / "int4", f"onnxruntime {other} onnxruntime"),
+        System(OURS[2], "ours", work / "int4", f"onnxruntime {in_8_bits} onnxruntime"),
         System(OURS[3], "ours", work / "int4", f"onnxruntime onnxruntime {other}"),
         System("OpenVINO GenAI Q4_0", "genai", models, python=genai),
         System("llama.cpp Q4_0", "llama", gguf, python=llama),
@@ -140,8 +141,8 @@ def prepare(work: Path) -> list[System]:
         System(OURS[5], "ours", work / "fp32", f"onnxruntime {other} onnxruntime"),
         System("transformers float32", "transformers", checkpoint, "float32"),
     ]
-    as_the_first = OURS[2:4] if other == "onnxruntime" else ()
-    return [each for each in systems if each.name not in as_the_first]
+    as_the_first = OURS[2] if other == "onnxruntime" else None
+    return [each for each in systems if each.name != as_the_first]
 
 
 def r1v_export(*words: str | Path) -> None:

@@ -40,6 +40,8 @@ LOGITS = "logits"
 
 # Graphs, in the order of the data flow.
 VISION, PROJECTOR, EMBED, DECODER = GRAPHS = ("vision", "projector", "embed", "decoder")
+IMAGE_GRAPHS = (VISION, PROJECTOR)
+"""Those that encode images."""
 
 COMPUTE = "compute"
 """Stands for the dtype the graph computes in (float32, float16 or bfloat16), chosen per build."""

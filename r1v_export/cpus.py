@@ -204,6 +204,11 @@ def has_bfloat16_products(root: Path = ROOT) -> bool:
     return not _BFLOAT16.isdisjoint(_instructions(root))
 
 
+def is_x86() -> bool:
+    """Whether this machine's CPU is an x86 one."""
+    return platform.machine() in _X86
+
+
 def saturates_int8_products(root: Path = ROOT) -> bool:
     """Whether this is an x86 CPU whose libraries add products of 8-bit integers in pairs in 16 bits, which overflows.
 
@@ -212,7 +217,7 @@ def saturates_int8_products(root: Path = ROOT) -> bool:
     Args:
         root: of the file system that holds /proc.
     """
-    return platform.machine() in _X86 and _WIDE_SUMS.isdisjoint(_instructions(root))
+    return is_x86() and _WIDE_SUMS.isdisjoint(_instructions(root))
 
 
 def _instructions(root: Path) -> list[str]:

@@ -103,8 +103,8 @@ def _warnings(job: Build, target: str, bundle: Path) -> tuple[str, ...]:
     return read_report(bundle / job.report_folder(target)).warnings
 
 
-def _image_target(job: Build, target: str) -> str | None:
-    return registry.get_target(target).image_target(job.config, job.schemes)
+def _image_targets(job: Build, target: str) -> tuple[str, ...]:
+    return registry.get_target(target).image_targets(job.config, job.schemes)
 
 
 def _decoder_target(job: Build, target: str) -> str | None:
@@ -118,20 +118,21 @@ def _decoder_settings(job: Build, target: str) -> dict[str, str | None]:
 
 
 def _tools(job: Build, target: str) -> tuple[str, ...]:
-    others = [other for other in (_image_target(job, target), _decoder_target(job, target)) if other is not None]
-    return tuple(dict.fromkeys(tool for name in (target, *others) for tool in registry.tools(name)))
+    decoder = _decoder_target(job, target)
+    names = (target, *_image_targets(job, target), *([decoder] if decoder else []))
+    return tuple(dict.fromkeys(tool for name in names for tool in registry.tools(name)))
 
 
 def why_images_are_not_compared(job: Build, target: str) -> str | None:
-    """Why a target's gate does not compare its engine with images encoded by another one; None if it does."""
-    images = _image_target(job, target)
-    if images is None:
+    """Why a target's gate does not compare its engine with images encoded by another part; None if it does."""
+    encoding = [encoding_target(name) for name in _image_targets(job, target)]
+    if not encoding:
         return "nothing else encodes its images"
     if (why_not := _why_no_pair(job, target)) is not None:
         return why_not
     products = registry.get_target(target).chosen_image_products(job.config)
-    reasons = [encoding_target(images).why_not_images(each) for each in products]
-    return None if None in reasons else reasons[-1]
+    reasons = [each.why_not_images(product) for each in encoding for product in products]
+    return None if None in reasons else reasons[0]
 
 
 def why_decoder_is_not_compared(job: Build, target: str) -> str | None:
@@ -153,7 +154,7 @@ def _why_no_pair(job: Build, target: str) -> str | None:
 
 
 def image_verdicts(job: Build) -> dict[str, str]:
-    """What is known of each engine whose images another one can encode, as `Manifest.image_parity` has it."""
+    """What is known of each engine whose images another part can encode, as `Manifest.image_parity` has it."""
     verdicts: dict[str, str] = {}
     for target in job.config.targets:
         if parts := parts_of(job.out, target):

@@ -19,7 +19,7 @@ from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets import registry
-from r1v_export.targets.images import AUTO, named_pair, part_folder
+from r1v_export.targets.images import AUTO, named_pair, part_folders
 from r1v_export.targets.int4_inputs import Int4Inputs
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def lending_target(name: str) -> DecodesForOthers:
 
 def decoder_part(bundle: Path, target: str) -> DecoderPart | None:
     """What an engine in a bundle's folder has to decode with another target; None if it has nothing."""
-    folder = part_folder(bundle, target, DECODER)
-    return None if folder is None else DecoderPart(folder.name, folder)
+    folders = part_folders(bundle, target, DECODER)
+    return DecoderPart(folders[0].name, folders[0]) if folders else None
 
 
 def choose_decoder(bundle: Bundle, target: str, asked: str | None, device: Device) -> ChosenDecoder:

@@ -1,8 +1,8 @@
-"""Images encoded by another target's runtime than the one that answers, where that is faster.
+"""Images encoded by another part than the engine that answers, where that is faster.
 
-An engine whose target names an `image_target` has a folder `images/<name>` with what that target opens, on the weights
-that the bundle has anyway. The parity gate compares such a pair, too, where the machine that builds can run it; what it
-found stands in the manifest, and nothing but a pair that passed is chosen without being asked for.
+An engine whose target names `image_targets` has a folder `images/<name>` with what each of them opens, its own among
+them where images are rounded to 8 bits. The parity gate compares such a pair, too, where the machine that builds can
+run it; what it found stands in the manifest, and nothing but a pair that passed is chosen without being asked for.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class ImageEncoder:
         """What tells it from the others of an engine."""
         return self.name if self.products == "bfloat16" else f"{self.name} in {self.products}"
 
+    @property
+    def option(self) -> str:
+        """What `--vision-target` calls it and no other, where it is a part of an engine."""
+        return f"{self.name}-{self.products}"
+
     def why_not_here(self) -> str | None:
         """Why a part does not run on this machine; None if it does. Loads no library."""
         return encoding_target(self.name).why_not_images(self.products)
@@ -60,7 +65,9 @@ class ImageEncoder:
 
     def compute(self, config: BuildConfig, spec: ModelSpec) -> Compute:
         """What it computes in around what it rounds to 8 bits, in a bundle of this config."""
-        return registry.get_target(self.name).numerics(config, spec).compute if self.folder is None else "bfloat16"
+        if self.folder is None:
+            return registry.get_target(self.name).numerics(config, spec).compute
+        return encoding_target(self.name).image_compute
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def named_pair(target: str, *, images: str | None = None, decoder: str | None = 
 
 
 def encoding_target(name: str) -> EncodesImages:
-    """The target of a name, which encodes images for others.
+    """The target of a name, which encodes images for engines.
 
     Raises:
         CapabilityError: it does not.
@@ -93,26 +100,29 @@ def encoding_target(name: str) -> EncodesImages:
     """
     target = registry.get_target(name)
     if not isinstance(target, EncodesImages):
-        raise CapabilityError("A target does not encode images for another one.", where=name, fix="build again")
+        raise CapabilityError("A target does not encode images for engines.", where=name, fix="build again")
     return target
 
 
-def part_folder(bundle: Path, target: str, kind: str) -> Path | None:
-    """The folder, by another target's name, of what an engine in a bundle's folder leaves to it; None if it has none.
+def part_folders(bundle: Path, target: str, kind: str) -> list[Path]:
+    """The folders, by their targets' names, of what an engine in a bundle's folder leaves to others; one of its own
+    target is the last.
 
     Args:
         kind: IMAGES, or another folder of such parts in the engine's.
     """
     folder = bundle / ENGINES / target / kind
-    return min((path for path in folder.iterdir() if path.is_dir()), default=None) if folder.is_dir() else None
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (path.name == target, path.name))
 
 
 def parts_of(bundle: Path, target: str) -> list[ImageEncoder]:
-    """What an engine in a bundle's folder has to encode images with another target, the fastest first."""
-    folder = part_folder(bundle, target, IMAGES)
-    if folder is None:
-        return []
-    return [ImageEncoder(folder.name, folder, each) for each in encoding_target(folder.name).image_products(folder)]
+    """What an engine in a bundle's folder has to encode images with, besides itself, the fastest first."""
+    return [
+        ImageEncoder(folder.name, folder, products)
+        for folder in part_folders(bundle, target, IMAGES)
+        for products in encoding_target(folder.name).image_products(folder)
+    ]
 
 
 def encoders_here(bundle: Path, target: str) -> list[ImageEncoder]:
@@ -125,7 +135,7 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
 
     Args:
         target: that answers, an engine of the bundle.
-        asked: for a target by its name, or `AUTO`.
+        asked: for a target by its name, a part by its `option`, or `AUTO`.
 
     Raises:
         UsageError: the bundle has no such engine.
@@ -150,8 +160,8 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
 
 
 def _asked_for(bundle: Bundle, target: str, asked: str, parts: list[ImageEncoder]) -> Chosen:
-    """The target that is asked for: an engine of its own, else what a gate has compared, else what is fastest here."""
-    named = [part for part in parts if part.name == asked and asked not in bundle.targets]
+    """What is asked for: an engine of its own, else what a gate has compared, else what is fastest here."""
+    named = [part for part in parts if asked in (part.name, part.option) and asked not in bundle.targets]
     if not named:
         encoder, verdict = ImageEncoder(asked), bundle.manifest.parity.get(bundle.target(asked))
     else:

@@ -154,13 +154,13 @@ class Target(ABC):
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         """What the engines round, apart from what the calibration quantizes."""
 
-    def image_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
-        """Another target, an `EncodesImages`, whose runtime encodes images faster than these engines where a machine
-        has it; `build` then writes its part, see `targets.images`. None: there is none for such engines."""
-        return None
+    def image_targets(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+        """Targets, each an `EncodesImages`, whose parts encode images faster than these engines where a machine has
+        what they take, the fastest first; `build` then writes those parts, see `targets.images`."""
+        return ()
 
     def chosen_image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
-        """What the products of `image_target` may round their operands to, the fastest first."""
+        """What the products of `image_targets` may round their operands to, the fastest first."""
         return ("bfloat16",)
 
     def decoder_target(self, config: BuildConfig, schemes: Mapping[str, Scheme], kv_cache: str | None) -> str | None:
@@ -223,15 +223,19 @@ class OpensBlocks(Protocol):
 
 @runtime_checkable
 class EncodesImages(Protocol):
-    """A target whose runtime can encode the images of another target's engines, from the same graphs and weights."""
+    """A target whose runtime can encode the images of an engine, its own or another target's, from the same graphs."""
 
     name: ClassVar[str]
+    image_compute: ClassVar[Compute]
+    """What it computes images in around what is rounded to 8 bits."""
 
     def write_images(self, graphs: Path, out: Path, products: tuple[ImageProducts, ...]) -> None:
-        """Write what it opens, but for the weights, into the empty folder `out`; needs neither library nor CPU.
+        """Write what it opens into the empty folder `out`, without the weights that the bundle has anyway; needs
+        neither library nor CPU.
 
         Args:
             graphs: the standard graphs, in the folder of that name of the bundle.
+            out: to become the folder `images/<name>` of the engine that answers.
             products: what float32 products may round their operands to, the fastest first.
 
         Raises:

@@ -10,17 +10,21 @@ import pytest
 from r1v_export.bundle import Bundle
 from r1v_export.cli import main
 from r1v_export.config import BuildConfig, ParityConfig
-from r1v_export.errors import CapabilityError
+from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.parity.report import read_report
 from r1v_export.pipeline.build import build
 from r1v_export.pipeline.verify import verify_bundle
 from r1v_export.progress import Progress
+from r1v_export.runner.open_runner import open_runner
+from r1v_export.runner.paired_engine import PairedEngine
 from r1v_export.targets.decoders import choose_decoder
 from r1v_export.targets.images import AUTO, choose, named_pair
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PAIR = named_pair("onnxruntime", images="openvino")
+INT8_PAIR = named_pair("onnxruntime", images="onnxruntime in int8")
 DECODER_PAIR = named_pair("onnxruntime", decoder="openvino")
 
 
@@ -102,6 +106,66 @@ def test_images_out_of_tolerance_in_8_bits_are_compared_in_bfloat16(
     encoder = choose(second, "onnxruntime", AUTO, "cpu").encoder
     assert encoder is not None
     assert encoder.products == "bfloat16"
+
+
+def test_without_a_faster_library_the_engine_encodes_images_in_8_bits_where_that_was_compared(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bundle in INT4, on a processor that nobody measured, on an x86 one, and on one that computes wrongly."""
+    gate = ParityConfig(questions=1, max_new_tokens=2)
+    config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
+    for name in ("why_not_images", "why_not_decoder"):
+        monkeypatch.setattr(OpenVinoTarget, name, lambda *_: "openvino is not installed")
+
+    def built(*, x86: bool) -> Bundle:
+        monkeypatch.setattr("r1v_export.targets.onnxruntime.target.is_x86", lambda: x86)
+        done = build(config, tmp_path / "out")
+        verify_bundle(done.out, Progress(quiet=True))
+        return Bundle.open(done.out)
+
+    def chosen(bundle: Bundle, asked: str = AUTO) -> str | None:
+        encoder = choose(bundle, "onnxruntime", asked, "cpu").encoder
+        return encoder and encoder.title
+
+    elsewhere = built(x86=False)
+    assert elsewhere.manifest.image_parity[INT8_PAIR] == "openvino is not installed"
+    assert chosen(elsewhere) is None
+
+    passed = built(x86=True)
+    assert passed.manifest.image_parity == {INT8_PAIR: "passed"}
+    report = read_report(tmp_path / "out/report/images")
+    assert (report.candidate, report.profile) == (INT8_PAIR, "8-bit inputs")
+    assert report.rounded_inputs is not None
+    assert "weights and inputs of the vision tower are rounded to int8" in report.rounded_inputs.sentence
+    (error,) = [each.metrics["relative_error"] for each in report.boundaries if each.name == "vision"]
+    assert error > 1e-4, "the engine's own images were compared"
+    assert chosen(passed) == chosen(passed, "onnxruntime-int8") == "onnxruntime in int8"
+    assert chosen(passed, "onnxruntime") is None, "exact"
+    note = choose(passed, "onnxruntime", AUTO, "cpu").note
+    assert note == "images: by onnxruntime, in int8, which is faster here; exact with --vision-target onnxruntime"
+    runner = open_runner(passed.folder)
+    assert runner.name == INT8_PAIR
+    assert isinstance(runner.engine, PairedEngine)
+    assert runner.engine.images is not runner.engine.engine
+    one, other = (
+        {path: file for path, file in each.manifest.files.items() if "engines/" in path} for each in (elsewhere, passed)
+    )
+    assert one == other
+
+    run = OnnxRuntimeEngine.vision
+
+    def wrong(self: OnnxRuntimeEngine, pixels: np.ndarray) -> np.ndarray:
+        return run(self, pixels) * (0.9 if "images" in self.folder.parts else 1.0)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "vision", wrong)
+    (tmp_path / "out/report/images/parity.json").unlink()
+    failed = built(x86=True)
+    assert failed.manifest.image_parity == {INT8_PAIR: "its gate failed at vision"}
+    assert failed.manifest.parity == {"onnxruntime": "passed"}
+    assert chosen(failed) is None
+    (passed.folder / "engines/onnxruntime/images/onnxruntime/projector.onnx").unlink()
+    with pytest.raises(BundleError, match=r"no projector\.onnx"):
+        open_runner(passed.folder, vision_target="onnxruntime-int8").engine.projector(np.zeros((1, 1, 1), np.float32))
 
 
 def test_a_build_compares_another_decoder_where_it_can(

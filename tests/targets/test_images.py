@@ -147,9 +147,9 @@ def test_what_is_asked_for_is_taken_and_warned_of_if_no_gate_has_passed(bundle: 
         chosen(bundle, "tensorrt")
 
 
-def test_a_target_that_encodes_no_images_for_others_is_named() -> None:
-    with pytest.raises(CapabilityError, match="onnxruntime"):
-        encoding_target("onnxruntime")
+def test_a_target_that_encodes_no_images_for_engines_is_named() -> None:
+    with pytest.raises(CapabilityError, match="gguf"):
+        encoding_target("gguf")
 
 
 @pytest.mark.usefixtures("runs_here")

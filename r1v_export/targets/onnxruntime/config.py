@@ -24,6 +24,6 @@ class OnnxRuntimeConfig(SettingsModel):
     or those that the graph has. Where inputs are rounded, so is a head that the recipe leaves alone. Part of the build,
     so that its gate judges it. None: int8 where there are such weights on a CPU."""
     image_products: ImageProducts | None = None
-    """What weights and inputs of a float32 vision tower are rounded to where another target encodes the images. None:
-    int8 where inputs of 4-bit weights are rounded to 8 bits, too, and bfloat16 elsewhere, and where int8 is out of
-    tolerance or not for this CPU."""
+    """What weights and inputs of a float32 vision tower are rounded to where a part of its own encodes the images, by
+    OpenVINO or, for int8, by ONNX Runtime. None: int8 where inputs of 4-bit weights are rounded to 8 bits, too, and
+    bfloat16 elsewhere, and where int8 is out of tolerance or not for this CPU."""

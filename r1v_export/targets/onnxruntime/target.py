@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1v_export import contract
 from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
+from r1v_export.cpus import is_x86
 from r1v_export.errors import BundleError, CapabilityError, UsageError
 from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
@@ -48,6 +49,7 @@ class OnnxRuntimeTarget(Target):
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
     runs_in_libr1v = True
+    image_compute = "float32"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -66,12 +68,13 @@ class OnnxRuntimeTarget(Target):
             raise no_kernels(compute)
 
     def size_bytes(self, config: BuildConfig, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> int:
-        """Weights are the graphs' own, but for a head in 8 bits, see `write.int8_head`."""
+        """Weights are the graphs' own, but for those in 8 bits: the head, see `write.int8_head`, and what encodes
+        images, see `write.graphs`."""
         from r1v_export.quantization.groups import LM_HEAD_LINEAR
 
-        if not self.numerics(config, spec).rounds_head or LM_HEAD_LINEAR in schemes:
-            return 0
-        return head_bytes(spec.sizes.hidden, spec.sizes.vocab)
+        rounds_head = self.numerics(config, spec).rounds_head and LM_HEAD_LINEAR not in schemes
+        head = head_bytes(spec.sizes.hidden, spec.sizes.vocab) if rounds_head else 0
+        return head + (_int8_image_bytes(spec) if self.name in self.image_targets(config, schemes) else 0)
 
     def numerics(self, config: BuildConfig, spec: ModelSpec) -> NumericsSpec:
         options = config.options(self.name, OnnxRuntimeConfig)
@@ -79,14 +82,16 @@ class OnnxRuntimeTarget(Target):
         rounds_head = rounds and group_size(spec.sizes.hidden) is not None
         return NumericsSpec(registry.compute_dtype(config), rounds, rounds_head)
 
-    def image_target(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> str | None:
+    def image_targets(self, config: BuildConfig, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
         """OpenVINO for a tower in float32, as it multiplies in bfloat16, which kernels here do not, and for INT8. FP8
-        gains little there and is rounded twice, see docs/openvino.md."""
+        gains little there and is rounded twice, see docs/openvino.md. Behind it, for CPUs on which it is no faster,
+        ONNX Runtime itself for a float32 tower that may be rounded to 8 bits."""
         if config.device != "cpu" or registry.compute_dtype(config) != "float32":
-            return None
+            return ()
         tower = [scheme for linear, scheme in schemes.items() if not linear.startswith("language_model.")]
         in_int8 = all(scheme.inputs and scheme.inputs.type == scheme.weights.type == "int8" for scheme in tower)
-        return OpenVinoTarget.name if in_int8 else None
+        rounds = not tower and "int8" in self.chosen_image_products(config)
+        return (*([OpenVinoTarget.name] if in_int8 else []), *([self.name] if rounds else []))
 
     def chosen_image_products(self, config: BuildConfig) -> tuple[ImageProducts, ...]:
         options = config.options(self.name, OnnxRuntimeConfig)
@@ -113,12 +118,10 @@ class OnnxRuntimeTarget(Target):
         write_graphs(inputs.graphs, self.graphs, config.device, int4_inputs, out)
         schemes = inputs.artifact.schemes if inputs.artifact else {}
         kv_cache = inputs.artifact.recipe.kv_cache if inputs.artifact else None
-        images, decoder = self.image_target(config, schemes), self.decoder_target(config, schemes, kv_cache)
-        if images is not None:
+        decoder, products = self.decoder_target(config, schemes, kv_cache), self.chosen_image_products(config)
+        for images in self.image_targets(config, schemes):
             (out / IMAGES / images).mkdir(parents=True)
-            encoding_target(images).write_images(
-                inputs.graphs, out / IMAGES / images, self.chosen_image_products(config)
-            )
+            encoding_target(images).write_images(inputs.graphs, out / IMAGES / images, products)
         if decoder is not None:
             from r1v_export.targets.onnxruntime.write.graphs import decoder_for_others
 
@@ -143,32 +146,65 @@ class OnnxRuntimeTarget(Target):
         return ("onnxruntime-gpu" if device == "cuda" else "onnxruntime",)
 
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeEngine:
-        bundle = self._bundle_of(engine, device)
+        return self._open(engine, engine.absolute().parents[1], self.graphs, spec, device)
+
+    def _open(
+        self, engine: Path, bundle: Path, graphs: Iterable[str], spec: ModelSpec, device: Device
+    ) -> OnnxRuntimeEngine:
+        """The engine in a folder that has to have some graphs, on a device that is here."""
+        _require_graphs(engine, graphs, device)
         from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
         finished = (bundle / MANIFEST).is_file()  # a gate opens what is still being built, once
         positions = spec.language.max_position_embeddings
         return OnnxRuntimeEngine(engine, bundle, spec.sizes, device, keep=finished, positions=positions)
 
+    def write_images(self, graphs: Path, out: Path, products: tuple[ImageProducts, ...]) -> None:
+        from r1v_export.targets.onnxruntime.write.graphs import write_int8_images
+
+        write_int8_images(graphs, out)
+
+    def image_products(self, engine: Path) -> tuple[ImageProducts, ...]:
+        return ("int8",)
+
+    def why_not_images(self, products: ImageProducts) -> str | None:
+        if products != "int8":
+            return f"onnxruntime has no {products} products on CPUs"
+        return None if is_x86() else "onnxruntime's products of integers are measured on x86 CPUs only"
+
+    def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OnnxRuntimeEngine:
+        return self._open(engine, bundle.absolute(), contract.IMAGE_GRAPHS, spec, "cpu")
+
     def open_blocks(self, engine: Path, spec: ModelSpec, device: Device) -> OnnxRuntimeBlocks:
-        bundle = self._bundle_of(engine, device)
+        _require_graphs(engine, self.graphs, device)
         from r1v_export.targets.onnxruntime.blockwise import OnnxRuntimeBlocks
 
-        return OnnxRuntimeBlocks(engine, bundle, spec, device)
+        return OnnxRuntimeBlocks(engine, engine.absolute().parents[1], spec, device)
 
-    def _bundle_of(self, engine: Path, device: Device) -> Path:
-        """The bundle of an engine that is complete, on a device that is here."""
-        check_device(device)
-        missing = [f"{name}.onnx" for name in self.graphs if not (engine / f"{name}.onnx").is_file()]
-        if missing:
-            raise BundleError(
-                "An ONNX Runtime engine is incomplete.",
-                where=engine,
-                expected=", ".join(f"{name}.onnx" for name in self.graphs),
-                found=f"no {', no '.join(missing)}",
-                fix="build the bundle again",
-            )
-        return engine.absolute().parents[1]
+
+def _require_graphs(engine: Path, graphs: Iterable[str], device: Device) -> None:
+    """Check that an engine is complete and its device is here.
+
+    Raises:
+        BundleError, CapabilityError: it is not.
+    """
+    check_device(device)
+    files = [f"{name}.onnx" for name in graphs]
+    if missing := [file for file in files if not (engine / file).is_file()]:
+        raise BundleError(
+            "An ONNX Runtime engine is incomplete.",
+            where=engine,
+            expected=", ".join(files),
+            found=f"no {', no '.join(missing)}",
+            fix="build the bundle again",
+        )
+
+
+def _int8_image_bytes(spec: ModelSpec) -> int:
+    """Of the weights of the tower's and the projector's products in 8 bits."""
+    vision, projector = spec.vision, spec.projector
+    block = vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    return vision.num_layers * block + projector.hidden_size * (projector.in_features + projector.hidden_size)
 
 
 def require_int4_inputs(options: OnnxRuntimeConfig, config: BuildConfig) -> None:

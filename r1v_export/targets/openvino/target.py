@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from r1v_export.quantization.recipe import Scheme
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
-IMAGE_GRAPHS = (contract.VISION, contract.PROJECTOR)
-"""What encodes images."""
-
 
 class OpenVinoTarget(Target):
     """Writes `<graph>.onnx` for each of the contract's graphs, and `engine.json`; weights are those of the graphs.
@@ -43,6 +40,7 @@ class OpenVinoTarget(Target):
     config_class = OpenVinoConfig
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
+    image_compute = "bfloat16"
 
     def readiness(self) -> Readiness:
         return doctor.readiness()
@@ -96,7 +94,7 @@ class OpenVinoTarget(Target):
     def write_images(self, graphs: Path, out: Path, products: tuple[ImageProducts, ...]) -> None:
         from r1v_export.targets.openvino.write.graphs import write_graphs
 
-        write_graphs(graphs, IMAGE_GRAPHS, OpenVinoConfig(matmul="bfloat16"), out, image_products=products)
+        write_graphs(graphs, contract.IMAGE_GRAPHS, OpenVinoConfig(matmul="bfloat16"), out, image_products=products)
 
     def image_products(self, engine: Path) -> tuple[ImageProducts, ...]:
         return read_engine_file(engine).image_products
@@ -130,7 +128,7 @@ class OpenVinoTarget(Target):
         return opened
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:
-        return _open(engine, bundle.absolute(), IMAGE_GRAPHS, spec, products)
+        return _open(engine, bundle.absolute(), contract.IMAGE_GRAPHS, spec, products)
 
 
 def _open(

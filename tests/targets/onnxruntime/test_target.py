@@ -15,6 +15,8 @@ from r1v_export.targets.onnxruntime.session_options import AVAILABLE_CORES
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from tests.tiny_models import tiny_spec
 
+EXACT_INPUTS = {"targets": {"onnxruntime": {"int4_inputs": "exact"}}}
+BFLOAT16_IMAGES = {"targets": {"onnxruntime": {"image_products": "bfloat16"}}}
 SCHEME = Scheme(weights=RoundToNearest(type="int4", granularity="group", group_size=32, algorithm="rtn"))
 
 
@@ -35,18 +37,21 @@ def test_the_engine_copies_no_weights(built):
 
 
 @pytest.mark.parametrize(
-    ("fields", "linear", "scheme", "encoder"),
+    ("fields", "linear", "scheme", "encoders"),
     [
-        ({}, None, None, "openvino"),
-        ({"device": "cuda"}, None, None, None),
-        ({"precision": "fp16"}, None, None, None),
-        ({"precision": "int4"}, "language_model.layers.0", ("int4", None), "openvino"),
-        ({"precision": "int8"}, "vision_model.encoder.layers.0", ("int8", "int8"), "openvino"),
-        ({"precision": "fp8"}, "vision_model.encoder.layers.0", ("fp8", "fp8"), None),
-        ({"precision": "fp8"}, "language_model.layers.0", ("fp8", "fp8"), "openvino"),
+        ({}, None, None, ("openvino",)),
+        ({"device": "cuda"}, None, None, ()),
+        ({"precision": "fp16"}, None, None, ()),
+        ({"precision": "int4"}, "language_model.layers.0", ("int4", None), ("openvino", "onnxruntime")),
+        ({"precision": "int4"} | EXACT_INPUTS, "language_model.layers.0", ("int4", None), ("openvino",)),
+        ({"precision": "int4"} | BFLOAT16_IMAGES, "language_model.layers.0", ("int4", None), ("openvino",)),
+        ({"precision": "int4"}, "vision_model.encoder.layers.0", ("int4", None), ()),
+        ({"precision": "int8"}, "vision_model.encoder.layers.0", ("int8", "int8"), ("openvino",)),
+        ({"precision": "fp8"}, "vision_model.encoder.layers.0", ("fp8", "fp8"), ()),
+        ({"precision": "fp8"}, "language_model.layers.0", ("fp8", "fp8"), ("openvino",)),
     ],
 )
-def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, scheme, encoder):
+def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, scheme, encoders):
     schemes = {}
     if linear is not None:
         weights, inputs = scheme
@@ -55,7 +60,7 @@ def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, sche
             weights={"type": weights, "algorithm": "rtn", **sizes},
             inputs=inputs and {"type": inputs, "mode": "static"},
         )
-    assert OnnxRuntimeTarget().image_target(BuildConfig(**fields), schemes) == encoder
+    assert OnnxRuntimeTarget().image_targets(BuildConfig(**fields), schemes) == encoders
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def test_images_have_a_faster_engine_where_one_was_measured(fields, linear, sche
         ({"precision": "int4"}, {"layers.0": "int4", "layers.1": "int8"}, None),
         ({"precision": "int4"}, {}, None),
         ({"precision": "int4", "device": "cuda"}, {"layers.0": "int4"}, None),
-        ({"precision": "int4", "targets": {"onnxruntime": {"int4_inputs": "exact"}}}, {"layers.0": "int4"}, "openvino"),
+        ({"precision": "int4"} | EXACT_INPUTS, {"layers.0": "int4"}, "openvino"),
         ({"precision": "int8"}, {"layers.0": "int8"}, None),
     ],
 )
@@ -171,9 +176,10 @@ def test_a_head_that_the_recipe_leaves_alone_is_planned_in_8_bits(schemes, writt
     spec = tiny_spec()
     config = BuildConfig(precision="int4")
     assert OnnxRuntimeTarget().numerics(config, spec).rounds_head
-    planned = OnnxRuntimeTarget().size_bytes(config, spec, schemes)
+    float_images = BuildConfig(precision="int4", **BFLOAT16_IMAGES)
+    planned = OnnxRuntimeTarget().size_bytes(float_images, spec, schemes)
     assert planned == (head_bytes(spec.sizes.hidden, spec.sizes.vocab) if written else 0)
-    exact = BuildConfig(precision="int4", targets={"onnxruntime": {"int4_inputs": "exact"}})
+    exact = BuildConfig(precision="int4", **EXACT_INPUTS)
     assert OnnxRuntimeTarget().size_bytes(exact, spec, schemes) == 0
     assert OnnxRuntimeTarget().size_bytes(BuildConfig(precision="fp32"), spec, {}) == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,13 +13,17 @@ from r1v_export import contract
 from r1v_export.bundle import ENGINES
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.log_event import log_event
+from r1v_export.targets.images import IMAGES
 from r1v_export.targets.int4_inputs import Int4Inputs
 from r1v_export.targets.onnxruntime.cuda_kernels import require_kernels
 from r1v_export.targets.onnxruntime.head_file import HEAD_DATA
 from r1v_export.targets.onnxruntime.lower import lower, multiply_integers
+from r1v_export.targets.onnxruntime.lower.rounded_products import RoundedProducts
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS, INTEGER_PRODUCTS, STOPS_AT_LENGTH
 from r1v_export.targets.onnxruntime.write.int8_head import round_head, take_rounded_head
+from r1v_export.targets.onnxruntime.write.rounded_weights import append_rounded
 from r1v_export.targets.shared_weights import point_weights_to
 
 _LOG = logging.getLogger(__name__)
@@ -27,6 +32,10 @@ TARGET = "onnxruntime"
 """The folder of the engine, below the bundle's engines."""
 
 _HEAD_LOCATION = f"{ENGINES}/{TARGET}/{HEAD_DATA}"
+"""In the bundle."""
+IMAGES_DATA = "images.data"
+"""Weights in 8 bits of the graphs that encode images."""
+_IMAGES_LOCATION = f"{ENGINES}/{TARGET}/{IMAGES}/{TARGET}/{IMAGES_DATA}"
 """In the bundle."""
 
 COMPUTE_TYPES: dict[Compute, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
@@ -48,15 +57,7 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         compute = model.graph.outputs[0].dtype
         if compute not in COMPUTE_TYPES.values():
             raise no_kernels(compute.name.lower() if compute else None, where=name)
-        try:
-            lower(model, device)
-        except ir.passes.PassError as error:
-            raise GraphError(
-                "A graph cannot be lowered for ONNX Runtime.",
-                where=name,
-                found=error.__cause__ or error,
-                fix="export the graph again with this version",
-            ) from error
+        _lower(model, device, name)
         if device == "cuda":
             require_kernels(model, name)
         message, compute = "%(graph)s: lowered for %(device)s, computes in %(compute)s", model.graph.outputs[0].dtype
@@ -70,6 +71,39 @@ def write_graphs(graphs: Path, names: Iterable[str], device: Device, int4_inputs
         if name == contract.DECODER and all(node.op_type != "TensorScatter" for node in model.graph):
             model.metadata_props[STOPS_AT_LENGTH] = "1"
         ir.save(model, out / f"{name}.onnx")
+
+
+def write_int8_images(graphs: Path, out: Path) -> None:
+    """Write the graphs that encode images, in 8 bits, and their weights into `out`, which is to become the engine's
+    folder `images/onnxruntime`.
+
+    Raises:
+        GraphError: a graph is not as our exporters write it.
+    """
+    with (out / IMAGES_DATA).open("wb") as file:
+        for name in contract.IMAGE_GRAPHS:
+            model = ir.load(graphs / f"{name}.onnx")
+            point_weights_to(model, graphs.name)
+            rounding = partial(append_rounded, bundle=graphs.parent, file=file, location=_IMAGES_LOCATION)
+            run_passes(model, RoundedProducts(rounding))
+            _lower(model, "cpu", name)
+            ir.save(model, out / f"{name}.onnx")
+
+
+def _lower(model: ir.Model, device: Device, name: str) -> None:
+    """
+    Raises:
+        GraphError: the graph is not as our exporters write it.
+    """
+    try:
+        lower(model, device)
+    except ir.passes.PassError as error:
+        raise GraphError(
+            "A graph cannot be lowered for ONNX Runtime.",
+            where=name,
+            found=error.__cause__ or error,
+            fix="export the graph again with this version",
+        ) from error
 
 
 def decoder_for_others(graphs: Path, int4_inputs: Int4Inputs) -> ir.Model:

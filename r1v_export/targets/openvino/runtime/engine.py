@@ -113,7 +113,7 @@ class OpenVinoEngine:
         return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads, keep=self.keep)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
-        int8 = self._image_products == "int8" and graph in (contract.VISION, contract.PROJECTOR)
+        int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS
         of_graph = compile_graph(
             self.folder, self.bundle, graph, self._file, self.threads, outputs, int8=int8, keep=self.keep
         )
