@@ -45,7 +45,7 @@ def _others(bundle: Path) -> list[str]:
     """What `auto` takes where a gate has passed, for images and decoder; gates of random weights vouch for nothing."""
     engine = bundle / "engines" / "onnxruntime"
     if encoding_target("openvino").why_not_images("bfloat16"):
-        return []
+        return ["--vision-target", "onnxruntime-int8"] if (engine / "images" / "onnxruntime").is_dir() else []
     parts = {"--vision-target": "images", "--decoder-target": "decoder"}
     there = [option for option, part in parts.items() if (engine / part / "openvino").is_dir()]
     return [word for option in there for word in (option, "openvino")]

@@ -108,8 +108,8 @@ def open_runner(
         target: an engine of the bundle, or `pytorch`; the bundle's first by default.
         model: folder of the checkpoint, for `pytorch`, if the bundle was built from a folder.
         engine: a folder of `r1v-export engine`, or `llm-api`: a target's own library decodes.
-        vision_target: what encodes images: the target, another engine of the bundle, or `auto`, the fastest one that a
-            gate has compared and that runs here.
+        vision_target: what encodes images: the target, another engine of the bundle, a part such as
+            `onnxruntime-int8`, or `auto`, the fastest one that a gate has compared and that runs here.
         decoder_target: what decodes, likewise: the target, what it has a part for, or `auto`.
 
     Raises:

@@ -89,7 +89,7 @@ class Manifest(_Entry):
     parity: dict[str, str]
     """Of each target: PASSED, or why its gate did not run."""
     image_parity: dict[str, str] = Field(default_factory=dict)
-    """Of each engine together with another one that can encode its images, by `targets.images.named_pair`: PASSED,
+    """Of each engine together with what else can encode its images, by `targets.images.named_pair`: PASSED,
     where its gate failed, or why it did not run. Such a pair is used by default only where it passed."""
     decoder_parity: dict[str, str] = Field(default_factory=dict)
     """Of each engine together with another one that can decode for it, likewise, by `targets.images.named_pair`.

@@ -330,7 +330,7 @@ class ParityReport(_Part):
     def title(self) -> str:
         """What the gate asks, in words."""
         if self.gate != "quantization":
-            who = {"images": "With images by another engine, it", "decoder": "With the decoder of another engine, it"}
+            who = {"images": "With images encoded apart, it", "decoder": "With the decoder of another engine, it"}
             return f"{who.get(self.gate, 'The engine')} computes what PyTorch computes"
         profile = self.profile or self.precision
         return f"What {profile} cost" if profile.endswith("weights") else f"What {profile.upper()} costs"

@@ -73,6 +73,6 @@ def check_engine(job: Build, target: str, folder: Path, inputs: StageInputs, on_
     on_progress(share, 1.0, "writing pages")
     write_reports(written, folder)
     for report in written:
-        # What another engine computes wrongly is left to this one, see `image_verdicts`.
+        # What another part computes wrongly is left to this one, see `image_verdicts`.
         if report.gate not in PAIRS:
             report.raise_if_failed()

@@ -21,6 +21,7 @@ from r1v_export.targets.decoders import decoder_part, lending_target
 from r1v_export.targets.images import encoding_target, named_pair, parts_of
 
 if TYPE_CHECKING:
+    from r1v_export.config import ImageProducts
     from r1v_export.parity.tolerances import Gate
     from r1v_export.pipeline.stages import Build
 
@@ -40,7 +41,7 @@ def gate_stage(job: Build, target: str, after: Sequence[str]) -> Stage:
             "parity": job.config.parity.model_dump(mode="json"),
             "device": job.config.device,
             "label": asdict(job.label),
-            "images": why_images_are_not_compared(job, target),
+            "images": _image_settings(job, target),
             **_decoder_settings(job, target),
         },
         sources=tuple(job.source_files()),
@@ -112,6 +113,14 @@ def _decoder_target(job: Build, target: str) -> str | None:
     return registry.get_target(target).decoder_target(job.config, job.schemes, kv_cache)
 
 
+def _image_settings(job: Build, target: str) -> str | list[str] | None:
+    """What decides which images are compared. Where one target alone encodes them, that is why none are."""
+    names, why_not = _image_targets(job, target), why_images_are_not_compared(job, target)
+    if why_not is not None or len(names) < 2:
+        return why_not
+    return [f"{name} in {products}" for name, products in _image_parts(job, target) if _runs_here(name, products)]
+
+
 def _decoder_settings(job: Build, target: str) -> dict[str, str | None]:
     """Nothing for engines for which nothing else decodes: their stages stay as they are."""
     return {"decoder": why_decoder_is_not_compared(job, target)} if _decoder_target(job, target) else {}
@@ -125,14 +134,23 @@ def _tools(job: Build, target: str) -> tuple[str, ...]:
 
 def why_images_are_not_compared(job: Build, target: str) -> str | None:
     """Why a target's gate does not compare its engine with images encoded by another part; None if it does."""
-    encoding = [encoding_target(name) for name in _image_targets(job, target)]
-    if not encoding:
+    parts = _image_parts(job, target)
+    if not parts:
         return "nothing else encodes its images"
     if (why_not := _why_no_pair(job, target)) is not None:
         return why_not
-    products = registry.get_target(target).chosen_image_products(job.config)
-    reasons = [each.why_not_images(product) for each in encoding for product in products]
+    reasons = [encoding_target(name).why_not_images(products) for name, products in parts]
     return None if None in reasons else reasons[0]
+
+
+def _image_parts(job: Build, target: str) -> list[tuple[str, ImageProducts]]:
+    """What may encode images besides a target's engine: targets, and what they round operands to."""
+    products = registry.get_target(target).chosen_image_products(job.config)
+    return [(name, each) for name in _image_targets(job, target) for each in products]
+
+
+def _runs_here(name: str, products: ImageProducts) -> bool:
+    return encoding_target(name).why_not_images(products) is None
 
 
 def why_decoder_is_not_compared(job: Build, target: str) -> str | None:
@@ -159,8 +177,13 @@ def image_verdicts(job: Build) -> dict[str, str]:
     for target in job.config.targets:
         if parts := parts_of(job.out, target):
             candidate, verdict = _verdict(job, target, "images", why_images_are_not_compared(job, target))
-            pairs = [candidate] if candidate else [named_pair(target, images=part.title) for part in parts]
-            verdicts |= dict.fromkeys(pairs, verdict)
+            of_all = _why_no_pair(job, target)
+            for part in parts:
+                pair, why_not = named_pair(target, images=part.title), of_all or part.why_not_here()
+                if pair == candidate or (candidate is None and why_not is None):
+                    verdicts[pair] = verdict
+                elif why_not is not None:
+                    verdicts[pair] = why_not
     return verdicts
 
 

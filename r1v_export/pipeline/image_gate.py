@@ -1,4 +1,4 @@
-"""The gate `images`: an engine compared with PyTorch while another one encodes its images."""
+"""The gate `images`: an engine compared with PyTorch while another part encodes its images."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def compare_images(
     encoders: Sequence[ImageEncoder],
     on_progress: ProgressCallback,
 ) -> ParityReport:
-    """Compare an engine whose images another one encodes, by each encoder in turn until one keeps the limits, which are
-    the looser ones of both engines.
+    """Compare an engine whose images another part encodes, by each encoder in turn until one keeps the limits, which
+    are the looser ones of both.
 
     Args:
         options: of the engine's own gates.

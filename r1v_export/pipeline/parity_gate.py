@@ -320,7 +320,7 @@ def check_options(
     """What chooses the limits of a bundle's engine, but for the gate.
 
     Args:
-        vision_target: another engine, which encodes images; the looser limits of both then hold.
+        vision_target: what encodes images, the target itself or another one; the looser limits of both then hold.
     """
     names = (target,) if vision_target is None else (target, vision_target)
     numerics = {name: registry.get_target(name).numerics(config, spec) for name in names}

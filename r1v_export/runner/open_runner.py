@@ -47,12 +47,13 @@ def open_runner(
         model: where the checkpoint is, for `pytorch`, when the bundle was built from a folder.
         engine: lets a target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
-        vision_target: what encodes images: the target itself, another engine of the bundle, or `images.AUTO`, which is
-            the fastest one that a gate has compared and that runs here.
+        vision_target: what encodes images: the target itself, another engine of the bundle, a part by one of
+            its `images.ImageEncoder.calls`, or `images.AUTO`, which is the fastest one that a gate has compared and
+            that runs here.
         decoder_target: what decodes, likewise, of what the engine has a part for; None for the target itself.
 
     Raises:
-        UsageError: target and engine do not match, the bundle has no such target, or `vision_target` or
+        UsageError: target and engine do not match, the bundle has nothing of that name, or `vision_target` or
             `decoder_target` is named with an engine that brings its own.
         BundleError: no whole bundle.
         CapabilityError: what the engine needs is not here.

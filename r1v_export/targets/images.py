@@ -13,14 +13,14 @@ from pathlib import Path
 from r1v_export.bundle import ENGINES, Bundle
 from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
 from r1v_export.contract import VisionEngine
-from r1v_export.errors import CapabilityError
+from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.manifest import PASSED
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets import registry
 from r1v_export.targets.interface import EncodesImages
 
 IMAGES = "images"
-"""Folder in an engine's: what other targets encode images with."""
+"""Folder in an engine's: what encodes images besides the engine itself."""
 AUTO = "auto"
 """The fastest way to encode images that is compared and runs here."""
 
@@ -32,7 +32,7 @@ class ImageEncoder:
     Attributes:
         name: of its target.
         folder: in that of the engine that answers; None of an engine of its own in the bundle.
-        products: what a part of another engine rounds the operands of float32 products to.
+        products: what a part of an engine rounds the operands of float32 products to.
     """
 
     name: str
@@ -45,9 +45,9 @@ class ImageEncoder:
         return self.name if self.products == "bfloat16" else f"{self.name} in {self.products}"
 
     @property
-    def option(self) -> str:
-        """What `--vision-target` calls it and no other, where it is a part of an engine."""
-        return f"{self.name}-{self.products}"
+    def calls(self) -> tuple[str, str]:
+        """What `--vision-target` calls a part of an engine: its target, and, with its products, it alone."""
+        return self.name, f"{self.name}-{self.products}"
 
     def why_not_here(self) -> str | None:
         """Why a part does not run on this machine; None if it does. Loads no library."""
@@ -135,10 +135,10 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
 
     Args:
         target: that answers, an engine of the bundle.
-        asked: for a target by its name, a part by its `option`, or `AUTO`.
+        asked: for a target by its name, a part by one of its `calls`, or `AUTO`.
 
     Raises:
-        UsageError: the bundle has no such engine.
+        UsageError: the bundle has nothing of that name.
     """
     if asked == target:
         return Chosen(None, "asked for")
@@ -147,21 +147,35 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
         return _asked_for(bundle, target, asked, parts)
     if not parts or device != "cpu":
         return Chosen(None, "nothing else encodes images for this engine")
-    reasons = []
+    reasons: list[str] = []
     for part in parts:
         verdict = verdicts.get(named_pair(target, images=part.title), "no gate has compared it")
         why_not = part.why_not_here() or (None if verdict == PASSED else f"{part.title} is here, but {verdict}")
         if why_not is None:
             exact = f"exact with --vision-target {target}"
             note = f"images: by {part.name}, in {part.products}, which is faster here; {exact}"
-            return Chosen(part, f"{part.title} is faster here, and its gate passed", note)
+            others = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+            return Chosen(part, f"{part.title} is faster here, and its gate passed{others}", note)
         reasons.append(why_not)
     return Chosen(None, "; ".join(dict.fromkeys(reasons)))
 
 
 def _asked_for(bundle: Bundle, target: str, asked: str, parts: list[ImageEncoder]) -> Chosen:
-    """What is asked for: an engine of its own, else what a gate has compared, else what is fastest here."""
-    named = [part for part in parts if asked in (part.name, part.option) and asked not in bundle.targets]
+    """What is asked for: an engine of its own, else what a gate has compared, else what is fastest here.
+
+    Raises:
+        UsageError: the bundle has nothing of that name.
+    """
+    named = [part for part in parts if asked in part.calls and asked not in bundle.targets]
+    if not named and asked not in bundle.targets:
+        calls = dict.fromkeys([AUTO, *bundle.targets, *(name for part in parts for name in part.calls)])
+        raise UsageError(
+            "Nothing in the bundle encodes images by this name.",
+            where=f"--vision-target {asked}",
+            expected=", ".join(calls),
+            found=f"{asked}, for the engine {target} in {bundle.folder}",
+            fix="omit --vision-target, or build again: --precision int4 for onnxruntime has parts in 8 bits",
+        )
     if not named:
         encoder, verdict = ImageEncoder(asked), bundle.manifest.parity.get(bundle.target(asked))
     else:

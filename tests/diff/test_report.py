@@ -44,8 +44,8 @@ def test_gates_of_pairs_are_explained_where_a_bundle_has_them() -> None:
     files = FileDifferences(equal=2, differing=("a",), first_only=(), second_only=())
     made_by = MadeBy("r1v-export diff", "2026-01-01", "1.2.3")
     of_images, of_decoder = (
-        f"{gate}: as arithmetic, with {what} by another engine."
-        for gate, what in (("Images", "images encoded"), ("Decoder", "answers decoded"))
+        f"{gate}: as arithmetic, with {what}."
+        for gate, what in (("Images", "images encoded apart from it"), ("Decoder", "answers decoded by another engine"))
     )
     both, neither = (to_html(BundleDiff("one", "two", {"parity": shown}, files, None), made_by) for shown in (rows, ()))
     assert of_images in both

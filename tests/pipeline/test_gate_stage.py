@@ -56,7 +56,7 @@ def test_a_build_compares_images_by_another_engine_where_it_can(
     assert passed.manifest.image_parity == {PAIR: "passed"}
     found = read_report(report)
     assert (found.gate, found.candidate, found.profile) == ("images", PAIR, "bf16")
-    assert found.title == "With images by another engine, it computes what PyTorch computes"
+    assert found.title == "With images encoded apart, it computes what PyTorch computes"
     assert chosen(passed)
     one, other = (
         {path: file for path, file in each.manifest.files.items() if "engines/" in path} for each in (without, passed)
@@ -128,11 +128,15 @@ def test_without_a_faster_library_the_engine_encodes_images_in_8_bits_where_that
         return encoder and encoder.title
 
     elsewhere = built(x86=False)
-    assert elsewhere.manifest.image_parity[INT8_PAIR] == "openvino is not installed"
+    assert elsewhere.manifest.image_parity == {
+        f"{PAIR} in int8": "openvino is not installed",
+        PAIR: "openvino is not installed",
+        INT8_PAIR: "images in 8 bits by onnxruntime are for x86 CPUs",
+    }
     assert chosen(elsewhere) is None
 
     passed = built(x86=True)
-    assert passed.manifest.image_parity == {INT8_PAIR: "passed"}
+    assert passed.manifest.image_parity == elsewhere.manifest.image_parity | {INT8_PAIR: "passed"}
     report = read_report(tmp_path / "out/report/images")
     assert (report.candidate, report.profile) == (INT8_PAIR, "8-bit inputs")
     assert report.rounded_inputs is not None
@@ -160,12 +164,34 @@ def test_without_a_faster_library_the_engine_encodes_images_in_8_bits_where_that
     monkeypatch.setattr(OnnxRuntimeEngine, "vision", wrong)
     (tmp_path / "out/report/images/parity.json").unlink()
     failed = built(x86=True)
-    assert failed.manifest.image_parity == {INT8_PAIR: "its gate failed at vision"}
+    assert failed.manifest.image_parity[INT8_PAIR] == "its gate failed at vision"
     assert failed.manifest.parity == {"onnxruntime": "passed"}
     assert chosen(failed) is None
     (passed.folder / "engines/onnxruntime/images/onnxruntime/projector.onnx").unlink()
     with pytest.raises(BundleError, match=r"no projector\.onnx"):
         open_runner(passed.folder, vision_target="onnxruntime-int8").engine.projector(np.zeros((1, 1, 1), np.float32))
+
+
+def test_what_runs_here_decides_whether_images_are_compared_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle in INT4 that goes from a processor without bfloat16 to one with it, and back."""
+    pytest.importorskip("openvino")
+    gate = ParityConfig(questions=1, max_new_tokens=2)
+    config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
+    monkeypatch.setattr(OpenVinoTarget, "why_not_decoder", lambda _: "decoders are compared elsewhere")
+    verdicts = {}
+    for lacks in ("no bfloat16", None, "no bfloat16"):
+        monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_, lacks=lacks: lacks)
+        verdicts[lacks] = Bundle.open(build(config, tmp_path / "out").out).manifest.image_parity
+        if lacks is not None:
+            assert verdicts[lacks] == {f"{PAIR} in int8": lacks, PAIR: lacks, INT8_PAIR: "passed"}
+    assert verdicts[None] == {f"{PAIR} in int8": "passed"}
+    check = ["check", str(tmp_path / "out"), "--model", str(tiny_model), "--questions", "1", "--max-new-tokens", "2"]
+    monkeypatch.setattr(OpenVinoTarget, "why_not_images", lambda *_: None)
+    for asked, pair in (("onnxruntime-int8", INT8_PAIR), ("openvino-bfloat16", PAIR), ("openvino", f"{PAIR} in int8")):
+        assert main.run([*check, "--vision-target", asked]) == 0
+        assert read_report(tmp_path / "out/report/local").candidate == pair
 
 
 def test_a_build_compares_another_decoder_where_it_can(

@@ -116,6 +116,22 @@ def test_4_bit_weights_come_with_images_in_8_bits_where_their_gate_passed(of_4_b
         assert asked.products == products, "asked for: what has passed, else the fastest"
 
 
+@pytest.mark.usefixtures("runs_here")
+def test_the_engines_own_images_in_8_bits_come_last(of_4_bits: Path) -> None:
+    (of_4_bits / "engines/onnxruntime/images/onnxruntime").mkdir()
+    parts = parts_of(of_4_bits, "onnxruntime")
+    assert [part.title for part in parts] == ["openvino in int8", "openvino", "onnxruntime in int8"]
+    write_verdict(of_4_bits, PASSED, f"{named_pair('onnxruntime', images='onnxruntime')} in int8")
+    found = choose(Bundle.open(of_4_bits), "onnxruntime", AUTO, "cpu")
+    assert found.encoder == parts[2]
+    assert "openvino in int8 is here, but no gate has compared it" in found.why
+    write_verdict(of_4_bits, PASSED)
+    assert choose(Bundle.open(of_4_bits), "onnxruntime", AUTO, "cpu").encoder == parts[1]
+    for part in parts:
+        assert choose(Bundle.open(of_4_bits), "onnxruntime", part.calls[1], "cpu").encoder == part
+    assert choose(Bundle.open(of_4_bits), "onnxruntime", "onnxruntime", "cpu").encoder is None
+
+
 @pytest.mark.parametrize(
     ("precision", "options", "products"),
     [
@@ -143,8 +159,10 @@ def test_what_is_asked_for_is_taken_and_warned_of_if_no_gate_has_passed(bundle: 
     assert note is not None
     assert note.startswith("warning: images by openvino are not compared with PyTorch (its gate failed at vision)")
     assert f"r1v-export check {bundle} --vision-target openvino" in note
-    with pytest.raises(UsageError, match="no such target in the bundle"):
-        chosen(bundle, "tensorrt")
+    for asked in ("tensorrt", "onnxruntime-int8"):
+        with pytest.raises(UsageError, match="Nothing in the bundle encodes images by this name") as caught:
+            chosen(bundle, asked)
+        assert caught.value.expected == "auto, onnxruntime, openvino, openvino-bfloat16"
 
 
 def test_a_target_that_encodes_no_images_for_engines_is_named() -> None:

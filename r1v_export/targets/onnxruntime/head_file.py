@@ -9,7 +9,8 @@ HEAD_DATA = "decoder.data"
 """Its name, in the engine's folder."""
 
 _GROUP_SIZES = (128, 64, 32)
-_PAGE_BYTES, _SCALE_BYTES = 4096, 4
+PAGE_BYTES = 4096
+_SCALE_BYTES = 4
 
 
 def group_size(hidden: int) -> int | None:
@@ -19,7 +20,7 @@ def group_size(hidden: int) -> int | None:
 
 def scales_at(hidden: int, vocab: int) -> int:
     """Offset of the scales, in bytes."""
-    return -(-hidden * vocab // _PAGE_BYTES) * _PAGE_BYTES
+    return -(-hidden * vocab // PAGE_BYTES) * PAGE_BYTES
 
 
 def head_bytes(hidden: int, vocab: int) -> int:

@@ -39,8 +39,8 @@ class OnnxRuntimeTarget(Target):
 
     Weights are not copied: the lowered graphs refer to those of the standard ones, by paths relative to the bundle
     (`graphs/decoder.data`). ONNX Runtime follows no path out of a model's folder, so an engine is opened with the
-    bundle as the root of its weights, see `session.open_session`. The engine's own is a head that it has in 8 bits, see
-    `write.int8_head`.
+    bundle as the root of its weights, see `session.open_session`. The engine's own are a head that it has in 8 bits,
+    see `write.int8_head`, and weights in 8 bits of what encodes images, see `write.graphs`.
     """
 
     name = "onnxruntime"
@@ -170,7 +170,7 @@ class OnnxRuntimeTarget(Target):
     def why_not_images(self, products: ImageProducts) -> str | None:
         if products != "int8":
             return f"onnxruntime has no {products} products on CPUs"
-        return None if is_x86() else "onnxruntime's products of integers are measured on x86 CPUs only"
+        return None if is_x86() else "images in 8 bits by onnxruntime are for x86 CPUs"
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OnnxRuntimeEngine:
         return self._open(engine, bundle.absolute(), contract.IMAGE_GRAPHS, spec, "cpu")

@@ -23,14 +23,17 @@ from r1v_export.targets.onnxruntime.lower.split_projections import SplitProjecti
 from r1v_export.targets.scale_types import ScaleTypes
 
 
-def lower(model: ir.Model, device: Device) -> None:
+def lower(model: ir.Model, device: Device, *first: ir.passes.InPlacePass) -> None:
     """Lower one of the contract's graphs for sessions on `device`, in place.
+
+    Args:
+        first: passes that come before those of every graph.
 
     Raises:
         PassError: the graph is not as our exporters write it.
     """
     half = model.graph.outputs[0].dtype == ir.DataType.FLOAT16
-    passes: list[ir.passes.InPlacePass] = [MultiHeadAttention(), SplitProjections()]
+    passes: list[ir.passes.InPlacePass] = [*first, MultiHeadAttention(), SplitProjections()]
     if not half:
         passes += [FoldedLayerScale()]  # ONNX Runtime folds constants on the CPU, which has no float16 Mul
     if device == "cpu" or half:  # GroupQueryAttention's CUDA kernel takes no float32

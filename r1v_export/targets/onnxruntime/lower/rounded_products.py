@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of
 from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, replace_node
+from r1v_export.targets.onnxruntime.rounding import LEVELS, MIDDLE
 
-_LEVELS = 127
 _LEAST_LARGEST = 1e-30
 """Of a token that is all zeros, which cannot be divided by its largest value."""
 Rounding = Callable[[ir.Value], tuple[ir.Value, ir.Value]]
@@ -22,8 +22,9 @@ class RoundedProducts(ir.passes.InPlacePass):
     """MatMul of a float32 input and a weight [in, out] -> both rounded to 8 bits, and MatMulIntegerToFloat.
 
     Inputs are rounded by the largest value of each token, at once for all products that read them; weights by that of
-    each output channel. Both are UINT8 around 128: with signed weights ONNX Runtime's sums overflow on x86 CPUs without
-    VNNI (`session_options.EXACT_INT8`), and what it does against that takes longer than all else of opening a graph.
+    each output channel. A token with a value that is no number has none in its result. Both are UINT8 around 128: with
+    signed weights ONNX Runtime's sums overflow on x86 CPUs without VNNI (`session_options.EXACT_INT8`), and what it
+    does against that takes longer than all else of opening a graph.
     """
 
     def __init__(self, rounding: Rounding) -> None:
@@ -36,20 +37,22 @@ class RoundedProducts(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         model.opset_imports[MICROSOFT] = 1
         constants = _Constants(
-            _constant(model.graph, "int8/zero_point", np.uint8(128)),
-            _constant(model.graph, "int8/step", np.float32(1 / _LEVELS)),
+            _constant(model.graph, "int8/zero_point", np.uint8(MIDDLE)),
+            _constant(model.graph, "int8/step", np.float32(1 / LEVELS)),
             _constant(model.graph, "int8/least_largest", np.float32(_LEAST_LARGEST)),
             _constant(model.graph, "int8/last_axis", np.array([-1])),
+            _constant(model.graph, "int8/nothing", np.float32(0)),
         )
-        inputs: dict[ir.Value, _Tokens] = {}
+        inputs, weights = dict[ir.Value, _Tokens](), dict[ir.Value, tuple[ir.Value, ir.Value]]()
         for matmul in products:
             x, weight = input_of(matmul, 0), input_of(matmul, 1)
             if x not in inputs:
                 inputs[x] = _round_tokens(x, matmul, constants)
-            qweight, scale = self._rounding(weight)
-            for value in (qweight, scale):
-                model.graph.register_initializer(value)
-            _multiply(matmul, inputs[x], qweight, scale, constants)
+            if weight not in weights:
+                weights[weight] = self._rounding(weight)
+                for value in weights[weight]:
+                    model.graph.register_initializer(value)
+            _multiply(matmul, inputs[x], *weights[weight], constants)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -58,6 +61,7 @@ class _Constants(NamedTuple):
     step: ir.Value
     least_largest: ir.Value
     last_axis: ir.Value
+    nothing: ir.Value
 
 
 class _Tokens(NamedTuple):
@@ -83,7 +87,9 @@ def _round_tokens(x: ir.Value, before: ir.Node, constants: _Constants) -> _Token
 
     highest = add("ReduceMax", x, constants.last_axis, keepdims=1)
     lowest = add("ReduceMin", x, constants.last_axis, keepdims=1)
-    largest = add("Max", highest, add("Neg", lowest), constants.least_largest)
+    finite = add("Max", highest, add("Neg", lowest), constants.least_largest)
+    # ReduceMax and ReduceMin pass over values that are no numbers, a sum does not.
+    largest = add("Add", finite, add("Mul", add("ReduceSum", x, constants.last_axis, keepdims=1), constants.nothing))
     rounded = add("QuantizeLinear", add("Div", x, largest), constants.step, constants.zero_point)
     return _Tokens(rounded, largest)
 

@@ -1,4 +1,4 @@
-"""The engine's files: the standard graphs, lowered, on the same weights."""
+"""The engine's files: the standard graphs, lowered, on the same weights but for what is rounded to 8 bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from r1v_export import contract
 from r1v_export.bundle import ENGINES
 from r1v_export.config import Compute, Device
 from r1v_export.errors import CapabilityError, GraphError
-from r1v_export.exporters.passes.run_passes import run_passes
 from r1v_export.log_event import log_event
 from r1v_export.targets.images import IMAGES
 from r1v_export.targets.int4_inputs import Int4Inputs
@@ -85,18 +84,21 @@ def write_int8_images(graphs: Path, out: Path) -> None:
             model = ir.load(graphs / f"{name}.onnx")
             point_weights_to(model, graphs.name)
             rounding = partial(append_rounded, bundle=graphs.parent, file=file, location=_IMAGES_LOCATION)
-            run_passes(model, RoundedProducts(rounding))
-            _lower(model, "cpu", name)
+            _lower(model, "cpu", name, RoundedProducts(rounding))
+            log_event(_LOG, logging.INFO, "%(graph)s: lowered for cpu, multiplies in int8", graph=name)
             ir.save(model, out / f"{name}.onnx")
 
 
-def _lower(model: ir.Model, device: Device, name: str) -> None:
+def _lower(model: ir.Model, device: Device, name: str, *first: ir.passes.InPlacePass) -> None:
     """
+    Args:
+        first: passes that come before those of every graph.
+
     Raises:
         GraphError: the graph is not as our exporters write it.
     """
     try:
-        lower(model, device)
+        lower(model, device, *first)
     except ir.passes.PassError as error:
         raise GraphError(
             "A graph cannot be lowered for ONNX Runtime.",

@@ -5,6 +5,7 @@ Shape letters: I input features, O output features, G groups of I.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,12 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from r1v_export.exporters.graph_values import name_of
+from r1v_export.targets.onnxruntime.head_file import PAGE_BYTES
+from r1v_export.targets.onnxruntime.rounding import LEVELS, MIDDLE
 
-LEVELS = 127
-"""From zero to the largest value."""
 _AT_ONCE = 1 << 21
-"""Elements that are rounded together, so that they stay in a core's cache."""
-_PAGE_BYTES = 4096
+"""Elements that are rounded together, which bounds what rounding takes."""
 
 
 def content_of(weight: ir.Value, bundle: Path) -> np.ndarray:
@@ -68,8 +68,8 @@ def in_file(name: str, dtype: ir.DataType, shape: tuple[int, ...], location: str
         location: of the file, relative to what those of the graph's weights are.
         offset: in bytes.
     """
-    length = int(np.prod(shape)) * dtype.itemsize
-    tensor = ir.ExternalTensor(location, offset, int(length), dtype, shape=ir.Shape(shape), name=name)
+    length = int(math.prod(shape) * dtype.itemsize)
+    tensor = ir.ExternalTensor(location, offset, length, dtype, shape=ir.Shape(shape), name=name)
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
 
 
@@ -84,9 +84,9 @@ def append_rounded(weight: ir.Value, bundle: Path, file: BinaryIO, location: str
         Initializers: the rounded weight [I, O], and the scales [O].
     """
     content_IO = content_of(weight, bundle)
-    file.write(bytes(-file.tell() % _PAGE_BYTES))
+    file.write(bytes(-file.tell() % PAGE_BYTES))
     offset = file.tell()
-    (scale_O,) = write_rounded(content_IO, len(content_IO), np.uint8(128), file)
+    (scale_O,) = write_rounded(content_IO, len(content_IO), np.uint8(MIDDLE), file)
     file.write(bytes(-file.tell() % scale_O.itemsize))
     scales_at = file.tell()
     file.write(scale_O.data)
