@@ -14,7 +14,7 @@ _FASTEST = "[default: auto, the fastest that was compared and runs here]"
 def other_targets_options(function: Function) -> Function:
     """`--vision-target` and `--decoder-target`."""
     options = {
-        "vision_target": "Engine that encodes images, or NAME-int8, NAME-bfloat16 for a part of one.",
+        "vision_target": "Engine that encodes images; NAME-int8 or NAME-bfloat16 for a part in that type.",
         "decoder_target": "What decodes answers.",
     }
     for name, what in reversed(options.items()):

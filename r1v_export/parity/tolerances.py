@@ -5,7 +5,7 @@ One row is one limit on one metric. Rows are looked up by boundary and by standa
 * `numerics`: the same numbers computed by another engine. The reference is the model that the engine was built
   from, in float32 (for a quantized engine: its fake-quantized model); only rounding may differ. What rounds is the
   dtype computed in or, coarser than any, inputs on an 8-bit grid.
-* `images`: the same, of an engine whose images another one encodes, by the limits of what that one rounds.
+* `images`: the same, of an engine whose images another part encodes, by the limits of what that one rounds.
 * `quantization`: a quantized model against the float32 original; what quantizing costs, by precision.
 
 Unit roundoff u: 2^-24 (6e-8) for float32, 2^-11 (4.9e-4) for float16, 2^-9 (2.0e-3) for bfloat16.
