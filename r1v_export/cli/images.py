@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -31,9 +30,14 @@ image_option = click.option(
 
 def image_opener(policy: ImagePolicy, allow_url: bool) -> Callable[[str], Image.Image]:
     """What opens an image by its name, as the bundle's policy says."""
-    from r1v_export.processing.image_source import open_image
 
-    return partial(open_image, policy=policy, allow_url=allow_url)
+    def open_named(source: str) -> Image.Image:
+        # Imports what fetches URLs, which a question without an image has no use for.
+        from r1v_export.processing.image_source import open_image
+
+        return open_image(source, policy, allow_url=allow_url)
+
+    return open_named
 
 
 def stdin_is_terminal() -> bool:

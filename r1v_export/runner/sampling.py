@@ -9,6 +9,7 @@ Shape letter: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,6 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], vocab_size: int) -> None:
         self.sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
         self._seen_V = np.zeros(vocab_size, dtype=bool)
         self._seen_V[list(prompt_ids)] = True
         self._counts: dict[int, int] = {}
@@ -56,6 +56,10 @@ class Sampler:
                 found=int(self._bias_ids.max()),
                 fix="remove it; the ids are those of the bundle's tokenizer.json",
             )
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        return np.random.default_rng(self.sampling.seed)
 
     def next(self, logits_V: np.ndarray, forced: int | None = None) -> int:
         """The next token, given the logits [vocab] float32 (left unchanged) after all tokens so far.
