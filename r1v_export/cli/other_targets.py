@@ -13,10 +13,7 @@ _FASTEST = "[default: auto, the fastest that was compared and runs here]"
 
 def other_targets_options(function: Function) -> Function:
     """`--vision-target` and `--decoder-target`."""
-    options = {
-        "vision_target": "Engine that encodes images; NAME-int8 or NAME-bfloat16 for a part in that type.",
-        "decoder_target": "What decodes answers.",
-    }
+    options = {"vision_target": "Engine that encodes images.", "decoder_target": "What decodes answers."}
     for name, what in reversed(options.items()):
         flag, help_ = f"--{name.replace('_', '-')}", f"{what} {_FASTEST}"
         function = click.option(flag, cls=TargetOption, values=_values, default=AUTO, help=help_)(function)

@@ -107,8 +107,8 @@ def test_images_are_encoded_by_no_target_that_the_bundle_lacks(
     asked = ["?"] if command == "run" else []
     assert main.run([command, str(nano_bundle), *asked, "--vision-target", "gguf"]) == 2
     printed = capsys.readouterr().err
-    assert "There is no such target in the bundle." in printed
-    assert "found:    gguf" in printed
+    assert "Nothing in the bundle encodes images by this name." in printed
+    assert "found:    gguf, for the engine onnxruntime" in printed
 
 
 @pytest.mark.parametrize("command", ["run", "check", "serve", "bench"])
