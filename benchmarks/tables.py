@@ -169,11 +169,7 @@ _SAME_KERNELS = (
 AVX2_CAUSES: Causes = {
     "decode": {GENAI: _SAME_KERNELS},
     "contexts": dict.fromkeys((GENAI, GENAI_EXACT), _SAME_KERNELS),
-    "memory": CAUSES["memory"]
-    | {
-        LLAMA: "Its weights of the vision tower are in float16, ours in float32. In `run`, ours are brought into their "
-        "kernels' layouts by all threads, and pages of their file are given up when all are done."
-    },
+    "memory": CAUSES["memory"],
     "start": {
         GENAI_HEADED: "It imports less: half a second of ours are Python's modules, for command line, template and "
         "tokenizer, too, which it is not given. A head in 4 bits is no default of ours; the row of that name has it."
