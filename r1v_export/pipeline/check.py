@@ -205,7 +205,7 @@ def _encoders(bundle: Bundle, target: str, vision_target: str, device: Device) -
     encoder = choose(bundle, target, vision_target, device).encoder
     if encoder is None or encoder.folder is None:
         return [] if encoder is None else [encoder]
-    return [part for part in encoders_here(bundle.folder, target) if vision_target in part.calls] or [encoder]
+    return [part for part in encoders_here(bundle.folder, target) if vision_target in part.option_values] or [encoder]
 
 
 def _refuse_asked(vision_target: str, decoder_target: str) -> None:

@@ -118,7 +118,8 @@ def _image_settings(job: Build, target: str) -> str | list[str] | None:
     names, why_not = _image_targets(job, target), why_images_are_not_compared(job, target)
     if why_not is not None or len(names) < 2:
         return why_not
-    return [f"{name} in {products}" for name, products in _image_parts(job, target) if _runs_here(name, products)]
+    parts = _image_parts(job, target)
+    return [f"{name} in {each}" for name, each in parts if encoding_target(name).why_not_images(each) is None]
 
 
 def _decoder_settings(job: Build, target: str) -> dict[str, str | None]:
@@ -147,10 +148,6 @@ def _image_parts(job: Build, target: str) -> list[tuple[str, ImageProducts]]:
     """What may encode images besides a target's engine: targets, and what they round operands to."""
     products = registry.get_target(target).chosen_image_products(job.config)
     return [(name, each) for name in _image_targets(job, target) for each in products]
-
-
-def _runs_here(name: str, products: ImageProducts) -> bool:
-    return encoding_target(name).why_not_images(products) is None
 
 
 def why_decoder_is_not_compared(job: Build, target: str) -> str | None:

@@ -48,8 +48,8 @@ def open_runner(
         engine: lets a target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
         grounding: let `<ref>`, `<box>` and `<quad>` through in questions and answers.
         vision_target: what encodes images: the target itself, another engine of the bundle, a part by one of
-            its `images.ImageEncoder.calls`, or `images.AUTO`, which is the fastest one that a gate has compared and
-            that runs here.
+            its `images.ImageEncoder.option_values`, or `images.AUTO`, which is the fastest one that a gate has compared
+            and that runs here.
         decoder_target: what decodes, likewise, of what the engine has a part for; None for the target itself.
 
     Raises:

@@ -45,8 +45,8 @@ class ImageEncoder:
         return self.name if self.products == "bfloat16" else f"{self.name} in {self.products}"
 
     @property
-    def calls(self) -> tuple[str, str]:
-        """What `--vision-target` calls a part of an engine: its target, and, with its products, it alone."""
+    def option_values(self) -> tuple[str, str]:
+        """What `--vision-target` takes for a part of an engine: its target, or, with its products, it alone."""
         return self.name, f"{self.name}-{self.products}"
 
     def why_not_here(self) -> str | None:
@@ -135,7 +135,7 @@ def choose(bundle: Bundle, target: str, asked: str, device: Device) -> Chosen:
 
     Args:
         target: that answers, an engine of the bundle.
-        asked: for a target by its name, a part by one of its `calls`, or `AUTO`.
+        asked: for a target by its name, a part by one of its `option_values`, or `AUTO`.
 
     Raises:
         UsageError: the bundle has nothing of that name.
@@ -166,13 +166,13 @@ def _asked_for(bundle: Bundle, target: str, asked: str, parts: list[ImageEncoder
     Raises:
         UsageError: the bundle has nothing of that name.
     """
-    named = [part for part in parts if asked in part.calls and asked not in bundle.targets]
+    named = [part for part in parts if asked in part.option_values and asked not in bundle.targets]
     if not named and asked not in bundle.targets:
-        calls = dict.fromkeys([AUTO, *bundle.targets, *(name for part in parts for name in part.calls)])
+        values = dict.fromkeys([AUTO, *bundle.targets, *(name for part in parts for name in part.option_values)])
         raise UsageError(
             "Nothing in the bundle encodes images by this name.",
             where=f"--vision-target {asked}",
-            expected=", ".join(calls),
+            expected=", ".join(values),
             found=f"{asked}, for the engine {target} in {bundle.folder}",
             fix="omit --vision-target, or build again: --precision int4 for onnxruntime has parts in 8 bits",
         )

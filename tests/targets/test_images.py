@@ -128,7 +128,7 @@ def test_the_engines_own_images_in_8_bits_come_last(of_4_bits: Path) -> None:
     write_verdict(of_4_bits, PASSED)
     assert choose(Bundle.open(of_4_bits), "onnxruntime", AUTO, "cpu").encoder == parts[1]
     for part in parts:
-        assert choose(Bundle.open(of_4_bits), "onnxruntime", part.calls[1], "cpu").encoder == part
+        assert choose(Bundle.open(of_4_bits), "onnxruntime", part.option_values[1], "cpu").encoder == part
     assert choose(Bundle.open(of_4_bits), "onnxruntime", "onnxruntime", "cpu").encoder is None
 
 

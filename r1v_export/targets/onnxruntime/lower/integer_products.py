@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of
-from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, is_weight, maker, replace_node
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, constant, is_weight, maker, replace_node
+from r1v_export.targets.onnxruntime.rounding import MIDDLE
 
 _INT8, _UINT8 = ir.DataType.INT8, ir.DataType.UINT8
-_MIDDLE = "uint8_zero_point"
+_ZERO_POINT = "uint8_zero_point"
 
 
 class IntegerProducts(ir.passes.InPlacePass):
@@ -29,7 +30,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         if not multiplied or any(_has_int8_weights(node) and node not in multiplied for node in model.graph):
             return ir.passes.PassResult(model, modified=False)
         model.opset_imports[MICROSOFT] = 1
-        middle = _constant(model.graph, _MIDDLE, np.uint8(128))
+        middle = constant(model.graph, _ZERO_POINT, np.uint8(MIDDLE))
         unsigned = {
             quantize: _plus_128(quantize, middle)
             for quantize in dict.fromkeys(product.quantize for product in products)
@@ -86,7 +87,7 @@ def _multiply_integers(product: _Product, unsigned: ir.Value, middle: ir.Value) 
     matmul, result, graph = product.matmul, product.matmul.outputs[0], graph_of(product.matmul)
     name = f"{name_of(result)}/MatMulIntegerToFloat"
     # One for each product: ONNX Runtime names what it makes of it for UINT8 weights by its name.
-    zero = _constant(graph, f"{name}/zero_point", np.int8(0))
+    zero = constant(graph, f"{name}/zero_point", np.int8(0))
     qweight, scale = product.weight.inputs
     operands = [unsigned, qweight, product.scale, scale, middle, zero]
     integer = ir.node("MatMulIntegerToFloat", operands, domain=MICROSOFT, name=name)
@@ -115,10 +116,3 @@ def _plus_128(quantize: ir.Node, middle: ir.Value) -> ir.Value:
     unsigned.name, unsigned.shape, unsigned.type = name, signed.shape, ir.TensorType(_UINT8)
     graph_of(quantize).insert_after(quantize, node)
     return unsigned
-
-
-def _constant(graph: ir.Graph, name: str, number: np.integer) -> ir.Value:
-    tensor = ir.tensor(number, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(()), type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, shape_of
@@ -45,6 +46,14 @@ def is_weight(dequantize: ir.Node, dtype: ir.DataType) -> bool:
         and shape_of(qweight).rank() == 2
         and (shape_of(scale).rank() == 0 or (shape_of(scale).rank() == 1 and axis in (1, -1)))
     )
+
+
+def constant(graph: ir.Graph, name: str, content: np.generic | np.ndarray) -> ir.Value:
+    """A new initializer of a graph."""
+    tensor = ir.tensor(content, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
 
 
 def replace_node(old: ir.Node, new: ir.Node, results: Sequence[ir.Value | None]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of
-from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, replace_node
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, constant, replace_node
 from r1v_export.targets.onnxruntime.rounding import LEVELS, MIDDLE
 
 _LEAST_LARGEST = 1e-30
@@ -37,11 +37,11 @@ class RoundedProducts(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         model.opset_imports[MICROSOFT] = 1
         constants = _Constants(
-            _constant(model.graph, "int8/zero_point", np.uint8(MIDDLE)),
-            _constant(model.graph, "int8/step", np.float32(1 / LEVELS)),
-            _constant(model.graph, "int8/least_largest", np.float32(_LEAST_LARGEST)),
-            _constant(model.graph, "int8/last_axis", np.array([-1])),
-            _constant(model.graph, "int8/nothing", np.float32(0)),
+            constant(model.graph, "int8/zero_point", np.uint8(MIDDLE)),
+            constant(model.graph, "int8/step", np.float32(1 / LEVELS)),
+            constant(model.graph, "int8/least_largest", np.float32(_LEAST_LARGEST)),
+            constant(model.graph, "int8/last_axis", np.array([-1])),
+            constant(model.graph, "int8/nothing", np.float32(0)),
         )
         inputs, weights = dict[ir.Value, _Tokens](), dict[ir.Value, tuple[ir.Value, ir.Value]]()
         for matmul in products:
@@ -102,10 +102,3 @@ def _multiply(matmul: ir.Node, x: _Tokens, qweight: ir.Value, scale: ir.Value, c
     product.outputs[0].name = name
     graph_of(matmul).insert_before(matmul, product)
     replace_node(matmul, ir.node("Mul", [product.outputs[0], x.largest]), [matmul.outputs[0]])
-
-
-def _constant(graph: ir.Graph, name: str, content: np.generic | np.ndarray) -> ir.Value:
-    tensor = ir.tensor(content, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value
