@@ -13,7 +13,7 @@ from r1v_export.byte_size import parse_size
 from r1v_export.count import Count
 from r1v_export.errors import UsageError
 from r1v_export.quoting import shorten_text
-from r1v_export.strict import SettingError, SettingsModel, parse_fields
+from r1v_export.strict import SettingError, StrictModel, parse_fields
 
 BUILTIN_MODEL = "r1v-nano"
 """The trained model that the package carries; what a build takes when no MODEL is named."""
@@ -37,7 +37,7 @@ COMPUTE_OF: dict[str, Compute] = {"fp32": "float32", "fp16": "float16", "bf16": 
 Options = TypeVar("Options", bound=BaseModel)
 
 
-class ParityConfig(SettingsModel):
+class ParityConfig(StrictModel):
     """The parity gate at the end of a build."""
 
     enabled: bool = True
@@ -55,7 +55,7 @@ class ParityConfig(SettingsModel):
     """Tokens behind each question's prompt that a streamed gate decodes."""
 
 
-class CalibrationConfig(SettingsModel):
+class CalibrationConfig(StrictModel):
     """What a quantized build learns its scales from."""
 
     data: str | None = None
@@ -87,7 +87,7 @@ class CalibrationConfig(SettingsModel):
         return text
 
 
-class BuildConfig(SettingsModel):
+class BuildConfig(StrictModel):
     """One build. Left-out fields are filled with their defaults in the saved file.
 
     What targets there are, and what their blocks hold, is the registry's: `targets.registry.resolved` validates the

@@ -49,12 +49,6 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SettingsModel(StrictModel):
-    """A model of a build file, whose fields' docstrings `r1v-export init` writes as comments."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
 def parse_fields(
     model: type[Model],
     fields: Any,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -72,6 +75,7 @@ def _keys(settings: BaseModel) -> Iterator[str]:
     """Each field of a model: what it means, then its name and value."""
     from pydantic import BaseModel
 
+    meanings = _field_docstrings(type(settings))
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if name == "targets":
@@ -79,9 +83,35 @@ def _keys(settings: BaseModel) -> Iterator[str]:
         elif isinstance(value, BaseModel):
             yield from (*_comment(type(value).__doc__ or ""), f"{name}:", *_indented(_keys(value)))
         else:
-            yield from _comment(" ".join(filter(None, (field.description, _choices(field.annotation)))))
+            yield from _comment(
+                " ".join(filter(None, (meanings.get(name, field.description), _choices(field.annotation))))
+            )
             line = f"{name}: {_scalar(settings.model_dump(mode='json')[name])}"
             yield f"# {line}" if name in _IMPLIED else line
+
+
+def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The texts behind a model's fields, by field.
+
+    Read from its source here: pydantic's `use_attribute_docstrings` reads it whenever the model is imported, which was
+    a tenth of what `r1v-export run` imports.
+    """
+    from pydantic import BaseModel
+
+    texts: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if not issubclass(base, BaseModel) or base is BaseModel:
+            continue
+        try:
+            [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except OSError:  # Another package's target, whose source is not there.
+            continue
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in pairwise(definition.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(content))):
+                    texts[name] = content
+    return texts
 
 
 def _targets() -> Iterator[str]:

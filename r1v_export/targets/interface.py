@@ -14,7 +14,7 @@ from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
 from r1v_export.contract import BlockwiseEngine, Engine, VisionEngine
 from r1v_export.progress import ProgressCallback
 from r1v_export.serialized.pipeline import EngineDocument
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 
 if TYPE_CHECKING:
     from r1v_export.bundle import Bundle
@@ -76,7 +76,7 @@ class Readiness:
     """What is here: a package and its version, or another fact."""
 
 
-class NoOptions(SettingsModel):
+class NoOptions(StrictModel):
     """The block in a build file of a target that has no options."""
 
 

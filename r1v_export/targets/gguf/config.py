@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 
 ModelType = Literal["Q8_0", "Q4_K_M"]
 MmprojType = Literal["F16", "Q8_0"]
 
 
-class GgufConfig(SettingsModel):
+class GgufConfig(StrictModel):
     """Which files are written, and in which types. What a recipe quantizes keeps its quantized values in any case."""
 
     files: Literal["both", "model", "mmproj"] = "both"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 
 
-class HfUnifiedConfig(SettingsModel):
+class HfUnifiedConfig(StrictModel):
     """How TensorRT-LLM's LLM API runs the checkpoint. The checkpoint is the same for any number of GPUs."""
 
     tp: Literal[1, 2, 4, 8] = 1

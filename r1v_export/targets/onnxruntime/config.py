@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from r1v_export.config import ImageProducts
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 from r1v_export.targets.int4_inputs import Int4Inputs
 
 
@@ -16,7 +16,7 @@ def _as_written_now(value: object) -> object:
     return "exact" if value == "float32" else value
 
 
-class OnnxRuntimeConfig(SettingsModel):
+class OnnxRuntimeConfig(StrictModel):
     """How ONNX Runtime computes."""
 
     int4_inputs: Annotated[Int4Inputs | None, BeforeValidator(_as_written_now)] = None

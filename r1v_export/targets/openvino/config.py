@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from r1v_export.config import Matmul
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 from r1v_export.targets.int4_inputs import Int4Inputs
 
 
-class OpenVinoConfig(SettingsModel):
+class OpenVinoConfig(StrictModel):
     """How OpenVINO computes."""
 
     matmul: Matmul = "bfloat16"

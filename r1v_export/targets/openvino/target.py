@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
-from r1v_export.targets.installed import version_of
 from r1v_export.targets.int4_inputs import Int4Inputs, chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.openvino import doctor
@@ -100,7 +100,7 @@ class OpenVinoTarget(Target):
         return read_engine_file(engine).image_products
 
     def why_not_images(self, products: ImageProducts) -> str | None:
-        if version_of("openvino", *doctor.DISTRIBUTIONS) is None:
+        if find_spec("openvino") is None:
             return "openvino is not installed"
         if not has_bfloat16_products():
             return "this CPU has no bfloat16 products"

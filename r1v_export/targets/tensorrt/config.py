@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 
 Tiles = Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewest and most tiles")]
 
 
-class TensorRTConfig(SettingsModel):
+class TensorRTConfig(StrictModel):
     """GPUs, and the sizes that engines take. Sizes beyond the model's positions are cut to them."""
 
     sm: tuple[PositiveInt, ...] | Literal["current"] | None = None

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from r1v_export.strict import SettingsModel
+from r1v_export.strict import StrictModel
 
 
-class TensorRTLLMConfig(SettingsModel):
+class TensorRTLLMConfig(StrictModel):
     """GPUs that share the model, and the sizes that an engine is built for. Sizes beyond the model's positions are cut
     to them."""
 

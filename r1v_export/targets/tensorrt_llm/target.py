@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import abc
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from r1v_export.quantization.recipe import Scheme
 from r1v_export.quantization.sizes import weight_bytes
 from r1v_export.serialized.pipeline import EngineDocument
 from r1v_export.targets import registry
-from r1v_export.targets.installed import version_of
 from r1v_export.targets.interface import BuildInputs, Deployment, NumericsSpec, Readiness, Target
 from r1v_export.targets.onnxruntime.doctor import DISTRIBUTIONS as ONNX_RUNTIME
 from r1v_export.targets.onnxruntime.doctor import INSTALL as INSTALL_ONNX_RUNTIME
@@ -97,7 +97,7 @@ class TensorRTLLMTarget(Target):
         return EngineDocument(files={CHECKPOINT: CHECKPOINT}, options={})
 
     def missing(self, device: Device) -> str | None:
-        if version_of("onnxruntime", *ONNX_RUNTIME) is None:
+        if find_spec("onnxruntime") is None:
             return "onnxruntime is not installed: it runs the vision graph"
         return None
 
