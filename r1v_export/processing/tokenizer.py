@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import pre_tokenizers
+from tokenizers import models, pre_tokenizers
 
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.processing.byte_level import BYTE_OF
@@ -28,6 +28,8 @@ from r1v_export.processing.tokenizer_files import (
     read_definition,
 )
 from r1v_export.quoting import shorten_text, shorten_value
+
+_BPE_SETTINGS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 """Its positions are replaced by image embeddings."""
@@ -60,8 +62,7 @@ class Tokenizer:
         self._plain = plain
         self.added_tokens = dict(added_tokens)
         self.grounding_tokens = tuple(grounding_tokens)
-        self._text_of = {id_: token for token, id_ in plain.get_vocab().items()}
-        self._text_of |= {token.id: name for name, token in added_tokens.items()}
+        self._names = {token.id: name for name, token in added_tokens.items()}
         self._hidden = {token.id for name, token in added_tokens.items() if self.hides(name)}
 
     @classmethod
@@ -94,7 +95,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the highest id; a model's embedding may have further, unused rows."""
-        return 1 + max(self._text_of)
+        return 1 + max(*self._plain.get_vocab().values(), *self._names)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text; never the id of an added token.
@@ -113,19 +114,22 @@ class Tokenizer:
 
         Bytes that are not UTF-8, such as the first half of a character, become U+FFFD.
         """
-        tokens = [self._text_of[id_] for id_ in ids if id_ in self._text_of and id_ not in self._hidden]
-        text: str = self._plain.decoder.decode(tokens)
+        tokens = [self._text_of(id_) for id_ in ids if id_ not in self._hidden]
+        text: str = self._plain.decoder.decode([token for token in tokens if token is not None])
         return text
 
     def token_bytes(self, id_: int) -> bytes:
         """What a token adds to decoded text: `decode` is these bytes of all ids, joined and read as UTF-8."""
-        if id_ not in self._text_of or id_ in self._hidden:
+        token = None if id_ in self._hidden else self._text_of(id_)
+        if token is None:
             return b""
-        token = self._text_of[id_]
         try:
             return bytes(BYTE_OF[character] for character in token)
         except KeyError:  # An added token may hold characters that stand for no byte.
             return token.encode()
+
+    def _text_of(self, id_: int) -> str | None:
+        return self._names.get(id_) or self._plain.id_to_token(id_)
 
     def hides(self, token: str) -> bool:
         """Whether an added token is omitted from decoded text."""
@@ -207,13 +211,24 @@ def _without_added_tokens(
     if affixes:
         raise corrupt_file(file, f"model: {shorten_value(affixes)}")
     check_ids(vocab, file)
-    vocab = {token: id_ for token, id_ in vocab.items() if token not in added}
+    if not vocab.keys().isdisjoint(added):
+        vocab = {token: id_ for token, id_ in vocab.items() if token not in added}
     _check_ids_are_distinct(vocab, added, file)
     # No truncation, padding or post-processor: they would change text behind the caller's back.
     off: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-    plain = {**definition, **off, "model": {**model, "vocab": vocab}}
+    wordless = {**definition, **off, "model": {**model, "vocab": {}, "merges": []}}
     with library_errors(file):
-        return tokenizers.Tokenizer.from_str(json.dumps(plain))
+        plain = tokenizers.Tokenizer.from_str(json.dumps(wordless))
+        plain.model = _with_words(plain.model, vocab, model["merges"])
+        return plain
+
+
+def _with_words(bpe: models.BPE, vocab: dict[str, int], merges: Sequence[str | Sequence[str]]) -> models.BPE:
+    """A BPE of the same settings. Its words are given to the library as they are: to write 151,643 of them as JSON, for
+    the library to read it, takes longer than all else of opening a tokenizer."""
+    settings: dict[str, Any] = {name: value for name in _BPE_SETTINGS if (value := getattr(bpe, name)) is not None}
+    split = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return models.BPE(vocab=vocab, merges=[(first, second) for first, second in split], **settings)
 
 
 def _check_decodes_what_it_encoded(tokenizer: Tokenizer, file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2Tokenizer
@@ -222,6 +223,25 @@ def test_no_beginning_of_sequence_is_added(nano, folder, edit):
     }
     edit("tokenizer.json", lambda c: c.update(post_processor=template))
     assert Tokenizer.from_folder(folder).encode_text("hello") == nano.encode_text("hello")
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ignore_merges": True}, {"byte_fallback": True, "fuse_unk": True}, {"unk_token": "a", "dropout": 0.5}],
+    ids=str,
+)
+def test_words_are_given_to_the_library_as_it_reads_them_itself(folder, edit, settings, as_text):
+    def change(content: dict) -> None:
+        content["model"] |= settings
+        content["added_tokens"] = []
+        if as_text:  # as transformers wrote them before 2024
+            content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+
+    edit("tokenizer.json", change)
+    ours = Tokenizer.from_folder(folder)._plain
+    read = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert json.loads(ours.to_str()) == json.loads(read.to_str())
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
