@@ -8,6 +8,7 @@ answer ends before its limit.
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,9 +36,12 @@ class Model:
 
     Args:
         work: where they are.
+        words: whether the tokenizer has one for each id below its added tokens, as published ones have: 151,643 of
+            them. Else it has the 256 bytes.
     """
 
     work: Path
+    words: bool = False
 
     @property
     def checkpoint(self) -> Path:
@@ -59,6 +63,8 @@ class Model:
         if not (self.checkpoint / "config.json").exists():
             changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
             _r1v_export("synth", self.checkpoint, "--preset", "internvl3-1b", "--vision-layers", "4", *changes)
+            if self.words:
+                add_words(self.checkpoint / "tokenizer.json")
         speak_letters(self.checkpoint)
         recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
         recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
@@ -78,6 +84,22 @@ class Model:
 
 def _r1v_export(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "r1v_export.cli.main", *words], check=True, stdout=sys.stderr)
+
+
+def add_words(file: Path) -> None:
+    """Random words of up to 14 letters, each merged of two others, for all ids of a tokenizer.json that have none."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    parts, rng = [token for token in vocabulary if len(token) == 1 and token.isalpha()], random.Random(0)
+    taken, end = {*vocabulary.values()}, min(token["id"] for token in content["added_tokens"])
+    for id_ in (id_ for id_ in range(end) if id_ not in taken):
+        pair = rng.choices(parts, k=2)
+        while len(word := "".join(pair)) > 14 or word in vocabulary:
+            pair = rng.choices(parts, k=2)
+        vocabulary[word] = id_
+        parts.append(word)
+        merges.append(pair)
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 def speak_letters(checkpoint: Path, table: str = "language_model.model.embed_tokens.weight") -> None:

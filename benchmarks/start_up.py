@@ -3,9 +3,9 @@ cache; and opening an INT4 decoder of the 38B's width, over one read of its byte
 
 `serving_model.py`'s random model of Qwen2-0.5B's shape. The linears of its layers have 4 bits, in groups of 128 (of 32
 in llama.cpp's Q4_0); embeddings are float32, and so is genai's head, while ours has 8 bits; both are bfloat16 in
-llama.cpp's file. `headed` has a head in 4 bits, too. Each turn of each engine is a process: ours is the whole command,
-with tokenizer, template and text; the others are `long_contexts_engine.py`, given as many tokens as ours makes of the
-question. A process ends at its first token.
+llama.cpp's file. `headed` has a head in 4 bits, too. The tokenizer has 151,643 words. Each turn of each engine is a
+process that ends at its first token: ours is the whole command; the others are `start_up_engine.py`, given the text of
+the whole prompt, template included.
 
     python benchmarks/start_up.py --genai DIR --llama ENVIRONMENT [--prepare]
     python benchmarks/start_up.py --only slice
@@ -29,6 +29,7 @@ from typing import Any
 
 import click
 import psutil
+import tokenizers
 import torch
 from decode_onnxruntime import Variant, build_genai, int4_recipe, rounding
 from measure import RESULTS, machine, write_results
@@ -64,15 +65,13 @@ class Contender:
 
     Args:
         command: that is run.
-        job: what it reads from stdin, if anything.
-        sign: what is in its output as soon as there is a token; any output at all if it is empty.
+        text: what it reads from stdin, if anything.
         path: folders that it imports from, before others.
     """
 
     name: str
     command: tuple[str, ...]
-    job: str = ""
-    sign: bytes = b""
+    text: str = ""
     path: tuple[Path, ...] = ()
 
     def start(self, threads: int) -> dict[str, float]:
@@ -90,12 +89,14 @@ class Contender:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         try:
-            process.stdin.write(self.job.encode())
-            output = b""
-            while not (self.sign in output and output):
-                if time.perf_counter() - begin > LIMIT_S or (process.poll() is not None and not output):
+            process.stdin.write(self.text.encode())
+            process.stdin.close()
+            token = None
+            while not token:
+                ended = process.poll() is not None  # before the read: it may print and end between the two
+                token = process.stdout.read()
+                if not token and (ended or time.perf_counter() - begin > LIMIT_S):
                     raise RuntimeError(f"{self.name} gave no token; its exit code is {process.poll()}")
-                output += process.stdout.read() or b""
                 time.sleep(0.001)
             seconds = time.perf_counter() - begin
             process.kill()
@@ -123,7 +124,7 @@ class Prepared:
     """
 
     def __init__(self, work: Path, genai: Path | None, llama: Path | None) -> None:
-        self.work, self.genai, self.llama, self.model = work, genai, llama, Model(work / "model")
+        self.work, self.genai, self.llama, self.model = work, genai, llama, Model(work / "model", words=True)
 
     @property
     def headed(self) -> Path:
@@ -164,17 +165,17 @@ class Prepared:
         """Those that can run, ours first."""
         bundles = {"r1v-export": self.model.bundle("int4"), "r1v-export headed": self.headed}
         asked = open_runner(bundles["r1v-export"]).tokenize(Request.ask(QUESTION))
-        spec = Checkpoint.open(self.model.checkpoint).spec
-        job = json.dumps({"tokens": len(asked), "new_tokens": 1, "vocabulary": spec.sizes.vocab}) + "\n"
+        library = tokenizers.Tokenizer.from_file(str(self.model.checkpoint / "tokenizer.json"))
+        text = library.decode(asked, skip_special_tokens=False)
         found = [
             Contender(name, (*_COMMAND, "run", str(bundle), *_options(threads), QUESTION), path=(PROJECT,))
             for name, bundle in bundles.items()
         ]
 
         def peer(name: str, python: Path, kind: str, model: Path, *path: Path) -> Contender:
-            script = str(PROJECT / "benchmarks" / "long_contexts_engine.py")
-            context = str(len(asked) + 9)
-            return Contender(name, (str(python), script, kind, str(model), str(threads), context), job, _ANSWER, path)
+            script = str(PROJECT / "benchmarks" / "start_up_engine.py")
+            numbers = map(str, (threads, len(asked) + 9, len(asked)))
+            return Contender(name, (str(python), script, kind, str(model), *numbers), text, path)
 
         if self.genai is not None:
             for name, variant in self.variants.items():
@@ -186,7 +187,6 @@ class Prepared:
 
 
 _COMMAND = (sys.executable, "-m", "r1v_export.cli.main")
-_ANSWER = b'"prefill_s"'
 
 
 def _options(threads: int) -> list[str]:

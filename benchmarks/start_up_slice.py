@@ -17,7 +17,7 @@ from pathlib import Path
 
 from r1v_export.contract import Sizes
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
-from r1v_export.targets.user_cache import cache_folder
+from r1v_export.user_cache import cache_folder
 
 _PIECE_BYTES = 1 << 20
 

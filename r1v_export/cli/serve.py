@@ -258,7 +258,7 @@ def _triton_backend(bundle: Path, url: str) -> Backend:
     from r1v_export.processing.pipeline_document import open_files
     from r1v_export.runner.prompt_encoder import PromptEncoder
 
-    tokenizer, pipeline = open_files(bundle)
+    tokenizer, pipeline = open_files(bundle, keep=True)
     return TritonBackend(url, PromptEncoder(tokenizer, pipeline, pipeline.positions.max_positions))
 
 

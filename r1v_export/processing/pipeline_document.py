@@ -74,15 +74,18 @@ def describe_pipeline(
     )
 
 
-def open_files(folder: Path) -> tuple[Tokenizer, PipelineDocument]:
+def open_files(folder: Path, keep: bool = False) -> tuple[Tokenizer, PipelineDocument]:
     """Tokenizer and pipeline of a bundle, which need not be finished.
+
+    Args:
+        keep: as of `Tokenizer.from_folder`; for a finished bundle.
 
     Raises:
         BundleError: `pipeline.json` is missing, malformed, or does not go with the tokenizer.
         CheckpointError: the tokenizer's files are missing or damaged.
     """
     pipeline = read_document(PipelineDocument, folder / PIPELINE_FILE)
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder, keep)
     check_pipeline(pipeline, tokenizer, folder / PIPELINE_FILE)
     return tokenizer, pipeline
 

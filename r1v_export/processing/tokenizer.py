@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import models, pre_tokenizers
 
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.processing.byte_level import BYTE_OF
-from r1v_export.processing.tokenizer_files import (
-    MAX_ID,
-    AddedToken,
-    check_ids,
-    corrupt_file,
-    library_errors,
-    read_added_tokens,
-    read_definition,
-)
-from r1v_export.quoting import shorten_text, shorten_value
-
-_BPE_SETTINGS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+from r1v_export.processing.kept_words import kept_words
+from r1v_export.processing.tokenizer_files import MAX_ID, AddedToken, library_errors, words_file
+from r1v_export.processing.tokenizer_words import read_words
+from r1v_export.quoting import shorten_value
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 """Its positions are replaced by image embeddings."""
@@ -66,19 +57,20 @@ class Tokenizer:
         self._hidden = {token.id for name, token in added_tokens.items() if self.hides(name)}
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path, keep: bool = False) -> Tokenizer:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the added tokens of every tokenizer file.
+
+        Args:
+            keep: keep on disk what is read of many words, for the next process, see `kept_words`.
 
         Raises:
             CheckpointError: a file is missing, damaged, contradicts another, is not a byte-level BPE, or does not give
                 text back unchanged.
         """
         folder = Path(folder)
-        definition = read_definition(folder)
-        added = read_added_tokens(folder, definition)
-        file = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
-        tokenizer = cls(_without_added_tokens(definition, added, file), added)
+        words, file = kept_words(folder) if keep else read_words(folder), words_file(folder)
         with library_errors(file):
+            tokenizer = cls(words.bpe(), words.added)
             _check_decodes_what_it_encoded(tokenizer, file)
         return tokenizer
 
@@ -191,46 +183,6 @@ def eos_token_ids(generation_config: Mapping[str, Any], vocab_size: int = MAX_ID
     return tuple(ids)
 
 
-def _without_added_tokens(
-    definition: Mapping[str, Any], added: Mapping[str, AddedToken], file: Path
-) -> tokenizers.Tokenizer:
-    """The bare BPE. Added tokens leave the vocabulary too, so that no merge can ever make one."""
-    model = definition.get("model")
-    model = model if isinstance(model, dict) else {}
-    vocab = model.get("vocab")
-    if not isinstance(vocab, dict) or not vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
-        raise CheckpointError(
-            "The tokenizer is not a byte-level BPE.",
-            where=file,
-            expected="a BPE vocabulary with one token for each of the 256 bytes",
-            found=f"model type {shorten_value(model.get('type'))}",
-            fix="use the tokenizer files that were published with the checkpoint",
-        )
-    # The library panics on some prefixes, and no byte-level BPE has either.
-    affixes = {key: model[key] for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)}
-    if affixes:
-        raise corrupt_file(file, f"model: {shorten_value(affixes)}")
-    check_ids(vocab, file)
-    if not vocab.keys().isdisjoint(added):
-        vocab = {token: id_ for token, id_ in vocab.items() if token not in added}
-    _check_ids_are_distinct(vocab, added, file)
-    # No truncation, padding or post-processor: they would change text behind the caller's back.
-    off: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-    wordless = {**definition, **off, "model": {**model, "vocab": {}, "merges": []}}
-    with library_errors(file):
-        plain = tokenizers.Tokenizer.from_str(json.dumps(wordless))
-        plain.model = _with_words(plain.model, vocab, model["merges"])
-        return plain
-
-
-def _with_words(bpe: models.BPE, vocab: dict[str, int], merges: Sequence[str | Sequence[str]]) -> models.BPE:
-    """A BPE of the same settings. Its words are given to the library as they are: to write 151,643 of them as JSON, for
-    the library to read it, takes longer than all else of opening a tokenizer."""
-    settings: dict[str, Any] = {name: value for name in _BPE_SETTINGS if (value := getattr(bpe, name)) is not None}
-    split = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
-    return models.BPE(vocab=vocab, merges=[(first, second) for first, second in split], **settings)
-
-
 def _check_decodes_what_it_encoded(tokenizer: Tokenizer, file: Path) -> None:
     found = tokenizer.decode(tokenizer.encode_text(_PROBE))
     if found != _PROBE:
@@ -242,26 +194,3 @@ def _check_decodes_what_it_encoded(tokenizer: Tokenizer, file: Path) -> None:
             found=repr(found[at : at + 10]),
             fix="use the tokenizer files that were published with the checkpoint",
         )
-
-
-def _check_ids_are_distinct(vocab: Mapping[str, int], added: Mapping[str, AddedToken], file: Path) -> None:
-    """Were an added token's id also a word's, ordinary text could make a special token after all."""
-    owner = {id_: token for token, id_ in vocab.items()}
-    if len(owner) < len(vocab):
-        twice = next(token for token, id_ in vocab.items() if owner[id_] != token)
-        raise CheckpointError(
-            "Two tokens share one id.",
-            where=file,
-            expected=f"id {vocab[twice]} for one token",
-            found=f"{shorten_text(twice)} and {shorten_text(owner[vocab[twice]])}",
-            fix="download the file again",
-        )
-    for name, token in added.items():
-        if owner.setdefault(token.id, name) != name:
-            raise CheckpointError(
-                "Two tokens share one id.",
-                where=file,
-                expected=f"id {token.id} for {name} alone",
-                found=shorten_text(owner[token.id]),
-                fix="use the tokenizer files of one checkpoint",
-            )

@@ -36,6 +36,18 @@ class AddedToken:
     """Omitted from decoded text."""
 
 
+FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+)
+"""All that are read here."""
+
+
+def words_file(folder: Path) -> Path:
+    """The file that has the words."""
+    return folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
+
+
 def read_definition(folder: Path) -> dict[str, Any]:
     """Read `tokenizer.json`, or make the same definition from `vocab.json` and `merges.txt`.
 

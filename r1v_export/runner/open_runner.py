@@ -59,7 +59,7 @@ def open_runner(
         CapabilityError: what the engine needs is not here.
     """
     bundle = Bundle.open(folder)
-    tokenizer, pipeline = open_files(folder)
+    tokenizer, pipeline = open_files(folder, keep=True)
     if grounding:
         tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
@@ -89,7 +89,7 @@ def open_vision(
         UsageError, BundleError, CapabilityError: as `open_runner`.
     """
     bundle = Bundle.open(folder)
-    _, pipeline = open_files(folder)
+    _, pipeline = open_files(folder, keep=True)
     if engine is None:
         return _open_engine(bundle, target, device), pipeline
     return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline

@@ -38,7 +38,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle's tokenizer and pipeline."""
-        tokenizer, self.pipeline = open_files(triton.ModelArguments(args).bundle)
+        tokenizer, self.pipeline = open_files(triton.ModelArguments(args).bundle, keep=True)
         self.prompts = PromptEncoder(tokenizer, self.pipeline, self.pipeline.positions.max_positions)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.targets.onnxruntime.graph_message import Model, Tensor
 from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.session_options import four_bit_bytes
-from r1v_export.targets.user_cache import Entry, digest, file_states, is_off
+from r1v_export.user_cache import Entry, digest, file_states, is_off
 
 LEAST_BYTES = 64 << 20
 """Of 4-bit weights: preparing fewer takes less than a fifth of a second."""

@@ -20,7 +20,7 @@ from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import PARALLEL_PREPACK, WEIGHTS_FOLDER, quantization_entries
-from r1v_export.targets.user_cache import cache_folder
+from r1v_export.user_cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _LIBRARIES = logging.getLogger("r1v_export.libraries")

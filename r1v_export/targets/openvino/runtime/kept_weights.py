@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from r1v_export.targets.openvino.engine_file import GraphWeights
-from r1v_export.targets.user_cache import Entry, cache_folder, digest, file_states, is_off
+from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off
 
 LEAST_BYTES = 64 << 20
 """Of rounded weights: fewer are rounded in a fifth of a second and weigh little."""

@@ -10,13 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from r1v_export import contract
+from r1v_export import contract, user_cache
 from r1v_export.manifest import MANIFEST
-from r1v_export.targets import user_cache
 from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
 from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
-from r1v_export.targets.user_cache import cache_folder
+from r1v_export.user_cache import cache_folder
 from tests.targets.child_processes import SPAWN, kill_at, run_all, start
 from tests.targets.onnxruntime.runtime.opened_graphs import (
     DEPTH,

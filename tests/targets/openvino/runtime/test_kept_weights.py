@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1v_export import contract
+from r1v_export import contract, user_cache
 from r1v_export.manifest import MANIFEST
 from r1v_export.runner.kv_cache import KVCache
-from r1v_export.targets import user_cache
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.target import OpenVinoTarget
-from r1v_export.targets.user_cache import VARIABLE, cache_folder
+from r1v_export.user_cache import VARIABLE, cache_folder
 from tests.targets.child_processes import SPAWN, kill_at, run_all, start
 from tests.targets.openvino.conftest import NEEDS_OPENVINO, make
 from tests.targets.openvino.runtime.kept_weights_cases import (

@@ -1,4 +1,4 @@
-"""The user's cache folder, where targets keep between processes what they would work out again: can be deleted at any
+"""The user's cache folder, where processes keep for the next ones what they would work out again: can be deleted at any
 time, and switched off."""
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ REPORTED_FROM_BYTES = 1 << 30
 """What takes so much of the user's disk is reported without being asked for."""
 _SHARE_OF_DISK = 4
 """Of the disk's free space, what is written takes this part at most."""
-_GRAPH, _DAY_S = "source", 86_400
+_SOURCE, _DAY_S = "source", 86_400
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is kept of a graph: a folder, written under another name, which gets its own once it is whole.
+    """What is kept of a file: a folder, written under another name, which gets its own once it is whole.
 
-    That nothing can be kept is no error: the log says why, and the engine works without.
+    That nothing can be kept is no error: the log says why, and the caller works without.
 
     Attributes:
         cache: the folder of all entries, of `cache_folder`.
-        graph: the graph's file, without which its entries are stale.
+        source: the file, such as a graph, without which its entries are stale.
         group: a digest; a new entry makes all others of its group stale.
         key: a digest of all that decides the content.
         size_bytes: what it takes of the disk, roughly.
     """
 
     cache: Path
-    graph: Path
+    source: Path
     group: str
     key: str
     size_bytes: int
@@ -81,7 +81,7 @@ class Entry:
             OSError: the disk is full, for example.
         """
         size_bytes = sum(file.stat().st_size for file in scratch.iterdir())
-        (scratch / _GRAPH).write_text(str(self.graph), encoding="utf-8")
+        (scratch / _SOURCE).write_text(str(self.source), encoding="utf-8")
         try:
             scratch.rename(self.folder)  # atomic, and refused where a folder has files
         except OSError:
@@ -121,15 +121,15 @@ class Entry:
                         _remove(path)
 
     def _is_stale(self, path: Path) -> bool:
-        """Whether it is of this entry's group, of a graph that is gone, or what a killed process left a day ago."""
+        """Whether it is of this entry's group, of a file that is gone, or what a killed process left a day ago."""
         if path == self.folder:
             return False
         if path.name.startswith("."):
             return time.time() - path.lstat().st_mtime > _DAY_S
-        return path.name.startswith(f"{self.group}-") or not _graph_is_there(path)
+        return path.name.startswith(f"{self.group}-") or not _source_is_there(path)
 
     def _log(self, message: str, level: int = logging.INFO, **fields: object) -> None:
-        log_event(_LOG, level, "%(graph)s: " + message, graph=str(self.graph), **fields)
+        log_event(_LOG, level, "%(source)s: " + message, source=str(self.source), **fields)
 
 
 def is_off() -> bool:
@@ -137,13 +137,13 @@ def is_off() -> bool:
     return os.environ.get(VARIABLE) == "off"
 
 
-def cache_folder(target: str) -> Path | None:
-    """`$XDG_CACHE_HOME/r1v-export/<target>`, or below `~/.cache`; None for a user without a home."""
+def cache_folder(kind: str) -> Path | None:
+    """`$XDG_CACHE_HOME/r1v-export/<kind>`, or below `~/.cache`; None for a user without a home."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:
         return None
-    return Path(base).absolute() / "r1v-export" / target
+    return Path(base).absolute() / "r1v-export" / kind
 
 
 def file_states(files: list[Path]) -> list[tuple[str, int, int, int]]:
@@ -160,9 +160,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _graph_is_there(entry: Path) -> bool:
+def _source_is_there(entry: Path) -> bool:
     try:
-        return Path(read_regular_text(entry / _GRAPH)).is_file()
+        return Path(read_regular_text(entry / _SOURCE)).is_file()
     except (OSError, ValueError):
         return False
 

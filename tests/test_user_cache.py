@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from r1v_export.targets import user_cache
-from r1v_export.targets.user_cache import VARIABLE, Entry
+from r1v_export import user_cache
+from r1v_export.user_cache import VARIABLE, Entry
 from tests.targets.child_processes import SPAWN, WAIT_S, kill_at, run_all, start, stop_at
 
 NOBODY = 65_534
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(entry, caplog):
     with entry.scratch() as scratch:
         assert scratch is None
     (record,) = caplog.records
-    assert f"{entry.graph}: nothing is kept: " in record.getMessage()
+    assert f"{entry.source}: nothing is kept: " in record.getMessage()
 
 
 def _find_nothing(entry: Entry) -> None:
@@ -173,7 +173,7 @@ def test_the_latest_of_a_group_stays_and_what_is_of_graphs_that_are_gone_goes(tm
         keep(each)
     (first.cache / "of another version").touch()
     (first.cache / "link").symlink_to(tmp_path)
-    gone.graph.unlink()
+    gone.source.unlink()
     other = entry_of(tmp_path, "vision")
     keep(other)
     assert names(first) == sorted([first.folder.name, other.folder.name])
@@ -187,7 +187,7 @@ def test_what_another_process_removes_or_renames_meanwhile_is_no_error(entry, tm
     caplog.set_level("INFO")
     real, stale = Path.iterdir, entry_of(tmp_path, "stale")
     keep(stale)
-    stale.graph.unlink()
+    stale.source.unlink()
 
     def iterdir(folder: Path) -> list[Path]:
         gone = [folder / ".gone", folder / "gone"] if folder == entry.cache else []

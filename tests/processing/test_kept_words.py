@@ -1,0 +1,133 @@
+"""Words of a tokenizer kept between processes: the same tokenizer with and without them, and never a stale one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import r1v_export
+from r1v_export.errors import CheckpointError
+from r1v_export.processing import kept_words
+from r1v_export.processing.tokenizer import Tokenizer
+from r1v_export.processing.tokenizer_files import FILES
+from r1v_export.user_cache import VARIABLE, cache_folder
+
+NANO = Path(r1v_export.__file__).parent / "nano/model"
+TEXT = "How many red circles are there? 日本 <img>"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in FILES:
+        shutil.copy(NANO / name, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty, and one in which few words are kept, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_words, "LEAST_WORDS", 1)
+    found = cache_folder("tokenizer")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often the tokenizer files were read."""
+    reads: list[Path] = []
+    read = kept_words.read_words
+    monkeypatch.setattr(kept_words, "read_words", lambda folder: (reads.append(folder), read(folder))[1])
+    return lambda: len(reads)
+
+
+def content_of(tokenizer: Tokenizer) -> object:
+    return tokenizer._plain.to_str(), tokenizer.added_tokens, tokenizer.encode_text(TEXT)
+
+
+def test_what_is_kept_is_the_same_tokenizer(folder, cache, count_reads):
+    expected = content_of(Tokenizer.from_folder(folder))
+    assert not cache.exists()
+    first, second = (Tokenizer.from_folder(folder, keep=True) for _ in range(2))
+    assert content_of(first) == content_of(second) == expected
+    assert count_reads() == 1
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_was_changed_is_read_again(folder, cache, count_reads, name):
+    Tokenizer.from_folder(folder, keep=True)
+    (folder / name).write_text((folder / name).read_text() + "\n")
+    Tokenizer.from_folder(folder, keep=True)
+    assert count_reads() == 2
+    assert len(list(cache.iterdir())) == 1  # the stale one is gone
+
+
+def test_a_file_that_is_new_is_read(folder, count_reads):
+    (folder / "added_tokens.json").unlink()
+    Tokenizer.from_folder(folder, keep=True)
+    (folder / "added_tokens.json").write_text('{"<new>": 520}')
+    assert Tokenizer.from_folder(folder, keep=True).token_id("<new>") == 520
+    assert count_reads() == 2
+
+
+def test_a_file_of_the_same_size_and_time_is_another_one(folder):
+    file, other = folder / "added_tokens.json", folder / "other"
+    file.write_text('{"<one>": 520}')
+    Tokenizer.from_folder(folder, keep=True)
+    before = file.stat()
+    other.write_text('{"<two>": 520}')
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)
+    assert file.stat().st_size == before.st_size
+    assert Tokenizer.from_folder(folder, keep=True).token_id("<two>") == 520
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"words": []}', "\udcff", "[" * 100_000])
+def test_what_is_damaged_is_made_anew(folder, cache, count_reads, damage):
+    expected = content_of(Tokenizer.from_folder(folder, keep=True))
+    [kept] = cache.glob("*/words.json")
+    kept.write_bytes(damage.encode("utf-8", "surrogateescape"))
+    assert content_of(Tokenizer.from_folder(folder, keep=True)) == expected
+    assert content_of(Tokenizer.from_folder(folder, keep=True)) == expected
+    assert count_reads() == 2
+
+
+def test_few_words_are_not_kept(folder, cache, monkeypatch):
+    monkeypatch.setattr(kept_words, "LEAST_WORDS", 1000)
+    Tokenizer.from_folder(folder, keep=True)
+    assert not cache.exists()
+
+
+def test_nothing_is_kept_that_the_user_does_not_let_be_kept(folder, cache, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "off")
+    Tokenizer.from_folder(folder, keep=True)
+    assert not cache.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(folder, cache):
+    cache.parent.parent.mkdir()
+    cache.parent.write_text("no folder")
+    Tokenizer.from_folder(folder, keep=True)
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused_each_time(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"].append(["qqq", "zzz"])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="damaged"):
+            Tokenizer.from_folder(folder, keep=True)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        Tokenizer.from_folder(tmp_path, keep=True)
