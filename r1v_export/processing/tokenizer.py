@@ -17,7 +17,7 @@ import tokenizers
 
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.processing.byte_level import BYTE_OF
-from r1v_export.processing.kept_words import kept_words
+from r1v_export.processing.kept_bpe import kept_bpe
 from r1v_export.processing.tokenizer_files import MAX_ID, AddedToken, library_errors, words_file
 from r1v_export.processing.tokenizer_words import read_words
 from r1v_export.quoting import shorten_value
@@ -61,16 +61,16 @@ class Tokenizer:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the added tokens of every tokenizer file.
 
         Args:
-            keep: keep on disk what is read of many words, for the next process, see `kept_words`.
+            keep: keep on disk what is read of many words, for the next process, see `kept_bpe`.
 
         Raises:
             CheckpointError: a file is missing, damaged, contradicts another, is not a byte-level BPE, or does not give
                 text back unchanged.
         """
         folder = Path(folder)
-        words, file = kept_words(folder) if keep else read_words(folder), words_file(folder)
+        file = words_file(folder)
         with library_errors(file):
-            tokenizer = cls(words.bpe(), words.added)
+            tokenizer = cls(*(kept_bpe(folder) if keep else read_words(folder).bpe()))
             _check_decodes_what_it_encoded(tokenizer, file)
         return tokenizer
 

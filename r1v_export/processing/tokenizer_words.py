@@ -38,8 +38,8 @@ class Words:
     """Words that are merged, the first ones first."""
     added: Mapping[str, AddedToken]
 
-    def bpe(self) -> tokenizers.Tokenizer:
-        """The library's tokenizer of the words alone.
+    def bpe(self) -> tuple[tokenizers.Tokenizer, Mapping[str, AddedToken]]:
+        """The library's tokenizer of the words alone, and the added tokens.
 
         The words are given to it as they are: to write 151,643 of them as JSON, for the library to read it, takes
         longer than all else of opening a tokenizer.
@@ -51,7 +51,7 @@ class Words:
         found = {name: getattr(tokenizer.model, name) for name in _BPE_SETTINGS}
         given: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
         tokenizer.model = models.BPE(vocab=self.ids, merges=self.merges, **given)
-        return tokenizer
+        return tokenizer, self.added
 
 
 def read_words(folder: Path) -> Words:

@@ -12,7 +12,7 @@ import pytest
 
 import r1v_export
 from r1v_export.errors import CheckpointError
-from r1v_export.processing import kept_words
+from r1v_export.processing import kept_bpe
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.processing.tokenizer_files import FILES
 from r1v_export.user_cache import VARIABLE, cache_folder
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty, and one in which few words are kept, too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept_words, "LEAST_WORDS", 1)
+    monkeypatch.setattr(kept_bpe, "LEAST_WORDS", 1)
     found = cache_folder("tokenizer")
     assert found is not None
     return found
@@ -44,8 +44,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How often the tokenizer files were read."""
     reads: list[Path] = []
-    read = kept_words.read_words
-    monkeypatch.setattr(kept_words, "read_words", lambda folder: (reads.append(folder), read(folder))[1])
+    read = kept_bpe.read_words
+    monkeypatch.setattr(kept_bpe, "read_words", lambda folder: (reads.append(folder), read(folder))[1])
     return lambda: len(reads)
 
 
@@ -101,8 +101,30 @@ def test_what_is_damaged_is_made_anew(folder, cache, count_reads, damage):
     assert count_reads() == 2
 
 
+def test_a_panic_on_what_is_kept_is_no_damage_of_the_tokenizer(folder, monkeypatch):
+    class PanicException(BaseException):
+        """What pyo3 raises; it is no Exception."""
+
+    def panic(*_):
+        raise PanicException
+
+    Tokenizer.from_folder(folder, keep=True)
+    monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", panic)
+    Tokenizer.from_folder(folder, keep=True)
+
+
+def test_words_with_spaces_are_not_kept(folder, cache):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {" ": 600, "  ": 601}
+    content["model"]["merges"].append([" ", " "])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    first, second = (Tokenizer.from_folder(folder, keep=True) for _ in range(2))
+    assert content_of(first) == content_of(second)
+    assert not list(cache.iterdir())
+
+
 def test_few_words_are_not_kept(folder, cache, monkeypatch):
-    monkeypatch.setattr(kept_words, "LEAST_WORDS", 1000)
+    monkeypatch.setattr(kept_bpe, "LEAST_WORDS", 1000)
     Tokenizer.from_folder(folder, keep=True)
     assert not cache.exists()
 
