@@ -228,6 +228,7 @@ def ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 @click.option(
     "--engine", "engines", multiple=True, help="Those whose name has it in it; may be repeated. [default: all]"
 )
+@click.option("--except", "excepted", multiple=True, help="Not those whose name has it in it; may be repeated.")
 @click.option("--threads", default=thread_count().count, show_default=True)
 @click.option("--genai", type=click.Path(path_type=Path, exists=True), help="Folder with onnxruntime-genai.")
 @click.option("--llama", type=click.Path(path_type=Path, exists=True), help="Environment with xllamacpp.")
@@ -240,6 +241,7 @@ def main(
     turns: int,
     goes_on: bool,
     engines: tuple[str, ...],
+    excepted: tuple[str, ...],
     threads: int,
     genai: Path | None,
     llama: Path | None,
@@ -250,7 +252,8 @@ def main(
     contenders = [
         each
         for each in prepare(work, weights, genai, llama)
-        if not engines or any(part in each.name for part in engines)
+        if (not engines or any(part in each.name for part in engines))
+        and not any(part in each.name for part in excepted)
     ]
     spec = make_checkpoint(work).spec
     if max(lengths) + new_tokens > spec.language.max_position_embeddings:

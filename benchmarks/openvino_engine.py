@@ -1,13 +1,16 @@
 """Speed of our OpenVINO engine against our ONNX Runtime engine and PyTorch, on the same graphs and weights.
 
-The vision tower has InternViT-300M's width (hidden 1024, 16 heads, MLP 4096, 448 px) and 6 of its 24 equal blocks; the
-decoder has Qwen2.5-0.5B's and 8 of its 24 layers, with the whole head. Random weights, float32 in and out. PyTorch runs
-the tower alone, in float32 and in bfloat16, eager and compiled.
+The vision tower has InternViT-300M's width (hidden 1024, 16 heads, MLP 4096, 448 px) and 6 of its 24 equal blocks, or
+with `--tower 6b` InternViT-6B's (hidden 3200, 25 heads, MLP 12800) and `--layers` of its 45; the decoder has
+Qwen2.5-0.5B's and 8 of its 24 layers, with the whole head. Random weights, float32 in and out. PyTorch runs the tower
+alone, in float32 and in bfloat16, eager and compiled. What takes products of bfloat16 is measured where the processor
+has them.
 
 With the time on the wall stands the CPU time of all threads: where other programs take the cores it is what can be
 compared.
 
     python benchmarks/openvino_engine.py [--layers 6] [--tiles 1 --tiles 4] [--prompt 512] [--no-compile]
+    python benchmarks/openvino_engine.py --tower 6b --layers 2 --part vision
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from measure import RESULTS, interleaved, machine, ratio, write_results
 
 from r1v_export import contract
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.checkpoint.presets import INTERNVIT_300M
+from r1v_export.checkpoint.presets import INTERNVIT_6B, INTERNVIT_300M
 from r1v_export.checkpoint.synth import synthesize
 from r1v_export.config import BuildConfig
-from r1v_export.cpus import thread_count, use_threads
+from r1v_export.cpus import has_bfloat16_products, thread_count, use_threads
 from r1v_export.exporters.export import export_graph
 from r1v_export.reference.model import load
 from r1v_export.runner.kv_cache import KVCache
@@ -37,8 +40,9 @@ from r1v_export.targets.images import encoding_target
 from r1v_export.targets.interface import BuildInputs
 
 ROUNDING, EXACT, PEER = "openvino bfloat16", "openvino float32", "onnxruntime float32"
-INT8 = "openvino int8"
-"""Images of INT4 bundles: the tower's weights and inputs rounded to 8 bits, the rest in bfloat16."""
+INT8, OWN_INT8 = "openvino int8", "onnxruntime int8"
+"""Images of INT4 bundles: weights and inputs of the tower's products rounded to 8 bits, the rest in bfloat16 by
+OpenVINO, in float32 by ONNX Runtime."""
 EAGER, EAGER_16 = "torch eager float32", "torch eager bfloat16"
 COMPILED, COMPILED_16 = "torch.compile float32", "torch.compile bfloat16"
 ENGINES = {
@@ -46,16 +50,18 @@ ENGINES = {
     EXACT: ("openvino", {"matmul": "float32"}),
     PEER: ("onnxruntime", {}),
     INT8: ("openvino", {}),
+    OWN_INT8: ("onnxruntime", {}),
 }
+IN_BFLOAT16 = {ROUNDING, INT8}
+TOWERS = {"300m": INTERNVIT_300M, "6b": INTERNVIT_6B}
 WALL, CPU = "per_s", "per_cpu_s"
 PARTS = contract.VISION, contract.DECODER
-IMAGES = (contract.VISION,)
 
 
-def prepare(work: Path, vision_layers: int, language_layers: int) -> Checkpoint:
+def prepare(work: Path, tower_name: str, vision_layers: int, language_layers: int) -> Checkpoint:
     """A checkpoint of these widths and its graphs, made once."""
     if not (work / "checkpoint").exists():
-        tower = {f"vision_config.{field}": value for field, value in INTERNVIT_300M.items()}
+        tower = {f"vision_config.{field}": value for field, value in TOWERS[tower_name].items()}
         depth = {"vision_config.num_hidden_layers": vision_layers, "llm_config.num_hidden_layers": language_layers}
         synthesize(work / "checkpoint", preset="internvl3-1b", overrides=tower | depth, dtype="float32")
     checkpoint = Checkpoint.open(work / "checkpoint")
@@ -75,13 +81,17 @@ def open_engine(work: Path, checkpoint: Checkpoint, which: str, parts: tuple[str
     graphs = folder.parents[1] / "graphs"
     if not graphs.exists():
         graphs.symlink_to(work / "graphs")
-    target = registry.get_target(name)
-    target.build(BuildInputs(graphs, checkpoint, None, BuildConfig(targets={name: options})), folder, lambda _: None)
-    started, cpu = time.perf_counter(), time.process_time()
-    if which == INT8:
-        engine, parts = encoding_target(name).open_images(folder, folder.parents[1], checkpoint.spec, "int8"), IMAGES
+    if in_8_bits := which in (INT8, OWN_INT8):
+        encoding_target(name).write_images(graphs, folder, ("int8",))
+        parts = (contract.VISION,)
     else:
-        engine = target.open(folder, checkpoint.spec, "cpu")
+        inputs = BuildInputs(graphs, checkpoint, None, BuildConfig(targets={name: options}))
+        registry.get_target(name).build(inputs, folder, lambda _: None)
+    started, cpu = time.perf_counter(), time.process_time()
+    if in_8_bits:
+        engine = encoding_target(name).open_images(folder, folder.parents[1], checkpoint.spec, "int8")
+    else:
+        engine = registry.get_target(name).open(folder, checkpoint.spec, "cpu")
     for graph in parts:
         getattr(engine, f"_{graph}")
     return engine, {"open_s": time.perf_counter() - started, "open_cpu_s": time.process_time() - cpu}
@@ -99,14 +109,16 @@ def towers(checkpoint: Checkpoint, threads: int, compile_: bool) -> dict[str, Ca
 
         return vision
 
-    exact, rounded = load(checkpoint).vision_model, load(checkpoint).vision_model.to(torch.bfloat16)
-    runs = {EAGER: by_torch(exact, torch.float32), EAGER_16: by_torch(rounded, torch.bfloat16)}
-    if not compile_:
-        return runs
-    return runs | {
-        COMPILED: by_torch(torch.compile(exact), torch.float32),
-        COMPILED_16: by_torch(torch.compile(rounded), torch.bfloat16),
-    }
+    dtypes = {torch.float32: (EAGER, COMPILED)}
+    if has_bfloat16_products():
+        dtypes[torch.bfloat16] = (EAGER_16, COMPILED_16)
+    runs = {}
+    for dtype, (eager, compiled) in dtypes.items():
+        tower = load(checkpoint).vision_model.to(dtype)
+        runs[eager] = by_torch(tower, dtype)
+        if compile_:
+            runs[compiled] = by_torch(torch.compile(tower), dtype)
+    return runs
 
 
 def rates(run: Callable[[], object], count: int) -> dict[str, float]:
@@ -117,8 +129,9 @@ def rates(run: Callable[[], object], count: int) -> dict[str, float]:
 
 
 def summary(measured: dict[str, Any], against: str) -> dict[str, Any]:
-    """Ratios of the rounding engine's rates to every other's, and of `against`'s to every other's."""
-    pairs = [(ours, peer) for ours in (ROUNDING, against) for peer in measured if ours != peer]
+    """Ratios of the rounding engines' rates to every other's, and of `against`'s to every other's."""
+    rounding = [name for name in (ROUNDING, OWN_INT8, against) if name in measured]
+    pairs = [(ours, peer) for ours in rounding for peer in measured if ours != peer]
     return {f"{a} / {b}": {quantity: ratio(measured, a, b, quantity) for quantity in (WALL, CPU)} for a, b in pairs}
 
 
@@ -159,6 +172,7 @@ def measure_decoder(engines: dict[str, Any], prompt: int, steps: int, repeats: i
 
 
 @click.command()
+@click.option("--tower", default="300m", type=click.Choice([*TOWERS]), show_default=True, help="The ViT's width.")
 @click.option("--layers", default=6, show_default=True, help="ViT blocks.")
 @click.option("--language-layers", default=8, show_default=True)
 @click.option("--tiles", "tile_counts", multiple=True, type=int, default=(1, 4), show_default=True)
@@ -171,6 +185,7 @@ def measure_decoder(engines: dict[str, Any], prompt: int, steps: int, repeats: i
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-benchmark-openvino"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
+    tower: str,
     layers: int,
     language_layers: int,
     tile_counts: tuple[int, ...],
@@ -186,8 +201,10 @@ def main(
     use_threads(threads)
     report: dict[str, Any] = {"machine": machine(("openvino", "onnxruntime", "torch")), "threads": threads}
     report |= {"vision_layers": layers, "language_layers": language_layers, "vision": {}, "decoder": []}
-    checkpoint = prepare(work / f"{layers}-{language_layers}", layers, language_layers)
-    opened = {name: open_engine(work / f"{layers}-{language_layers}", checkpoint, name, parts) for name in ENGINES}
+    work = work / f"{tower}-{layers}-{language_layers}"
+    checkpoint = prepare(work, tower, layers, language_layers)
+    measured = [name for name in ENGINES if has_bfloat16_products() or name not in IN_BFLOAT16]
+    opened = {name: open_engine(work, checkpoint, name, parts) for name in measured}
     engines = {name: engine for name, (engine, _) in opened.items()}
     report["open"] = {name: seconds for name, (_, seconds) in opened.items()}
     peers = towers(checkpoint, threads, compile_) if contract.VISION in parts else {}
@@ -195,11 +212,12 @@ def main(
         report["vision"][tiles] = measure_vision(engines, checkpoint, tiles, peers, repeats)
         click.echo(f"{tiles} tiles: {report['vision'][tiles]['ratios']} {report['vision'][tiles]['relative_errors']}")
     for prompt in prompts if contract.DECODER in parts else ():
-        decoding = {name: engine for name, engine in engines.items() if name != INT8}
+        decoding = {name: engine for name, engine in engines.items() if name not in (INT8, OWN_INT8)}
         report["decoder"].append(measure_decoder(decoding, prompt, steps, repeats))
         click.echo(f"prompt {prompt}: {[report['decoder'][-1][what]['ratios'] for what in ('prefill', 'decode')]}")
     report["machine"]["load_average_after"] = machine(())["load_average_before"]
-    click.echo(write_results("openvino-engine", report | {"repeats": repeats}, results))
+    name = "openvino-engine" if tower == "300m" else f"vision-{tower}"
+    click.echo(write_results(name, report | {"repeats": repeats}, results))
 
 
 if __name__ == "__main__":

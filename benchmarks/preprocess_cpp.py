@@ -25,8 +25,10 @@ from measure import interleaved, machine, ratio, write_results
 from PIL import Image
 
 from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, TilingSpec
-from r1v_export.processing.load_image import MAX_PIXELS, MAX_SIDE, load_image
-from r1v_export.processing.preprocess import grids, pixel_values
+from r1v_export.processing.image_size import MAX_PIXELS, MAX_SIDE
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.tiling import grids
 
 PROJECT = Path(__file__).parents[1]
 TILING = TilingSpec(tile_size=448, dynamic=True, min_tiles=1, max_tiles=12, use_thumbnail=True)

@@ -63,8 +63,8 @@ class Model:
         if not (self.checkpoint / "config.json").exists():
             changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
             _r1v_export("synth", self.checkpoint, "--preset", "internvl3-1b", "--vision-layers", "4", *changes)
-            if self.words:
-                add_words(self.checkpoint / "tokenizer.json")
+        if self.words:
+            add_words(self.checkpoint / "tokenizer.json")
         speak_letters(self.checkpoint)
         recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
         recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
@@ -91,8 +91,8 @@ def add_words(file: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     parts, rng = [token for token in vocabulary if len(token) == 1 and token.isalpha()], random.Random(0)
-    taken, end = {*vocabulary.values()}, min(token["id"] for token in content["added_tokens"])
-    for id_ in (id_ for id_ in range(end) if id_ not in taken):
+    first_added = min(token["id"] for token in content["added_tokens"])
+    for id_ in sorted({*range(first_added)} - {*vocabulary.values()}):
         pair = rng.choices(parts, k=2)
         while len(word := "".join(pair)) > 14 or word in vocabulary:
             pair = rng.choices(parts, k=2)

@@ -1,9 +1,9 @@
 """A peer of `start_up.py`: reads a prompt's text from stdin, and prints the text of the token behind it.
 
-    python start_up_engine.py KIND MODEL THREADS CONTEXT TOKENS
+    python start_up_engine.py KIND MODEL THREADS CONTEXT IDS
 
-KIND: `genai` (MODEL is a folder of its builder) or `llama` (a GGUF file). TOKENS: of the prompt, as ours counts them;
-with another number of them the peer fails.
+KIND: `genai` (MODEL is a folder of its builder) or `llama` (a GGUF file). IDS: of the prompt's tokens as ours makes
+them, separated by commas. A peer that makes others fails; llama.cpp says only how many they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import urllib.request
 
 
-def genai(model: str, threads: int, context: int, text: str) -> tuple[int, str]:
+def genai(model: str, threads: int, context: int, text: str, expected: list[int]) -> str:
     """onnxruntime-genai's tokenizer and generator."""
     import onnxruntime_genai as og
 
@@ -22,15 +22,16 @@ def genai(model: str, threads: int, context: int, text: str) -> tuple[int, str]:
     opened = og.Model(config)
     tokenizer = og.Tokenizer(opened)
     ids = tokenizer.encode(text)
+    assert ids.tolist() == expected
     parameters = og.GeneratorParams(opened)
     parameters.set_search_options(max_length=context, do_sample=False, past_present_share_buffer=True)
     generator = og.Generator(opened, parameters)
     generator.append_tokens(ids)
     generator.generate_next_token()
-    return len(ids), tokenizer.create_stream().decode(generator.get_next_tokens()[0])
+    return str(tokenizer.create_stream().decode(generator.get_next_tokens()[0]))
 
 
-def llama(model: str, threads: int, context: int, text: str) -> tuple[int, str]:
+def llama(model: str, threads: int, context: int, text: str, expected: list[int]) -> str:
     """llama.cpp's server in this process."""
     import xllamacpp
 
@@ -43,15 +44,14 @@ def llama(model: str, threads: int, context: int, text: str) -> tuple[int, str]:
     request = urllib.request.Request(server.listening_address + "/completion", body.encode(), headers)
     with urllib.request.urlopen(request) as response:
         answer = json.load(response)
-    return answer["timings"]["prompt_n"], answer["content"]
+    assert answer["timings"]["prompt_n"] == len(expected), answer["timings"]
+    return str(answer["content"])
 
 
-def main(kind: str, model: str, threads: int, context: int, tokens: int) -> None:
-    read, token = {"genai": genai, "llama": llama}[kind](model, threads, context, sys.stdin.read())
-    if read != tokens:
-        sys.exit(f"{kind} made {read} tokens of the prompt, ours {tokens}")
-    print(token, flush=True)
+def main(kind: str, model: str, threads: int, context: int, expected: list[int]) -> None:
+    token = {"genai": genai, "llama": llama}[kind](model, threads, context, sys.stdin.read(), expected)
+    print(json.dumps({"token": token}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), [int(id_) for id_ in sys.argv[5].split(",")])

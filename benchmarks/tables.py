@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,9 @@ LIBR1V, LIBR1V_FLOAT32 = "ours in C++ (libr1v), int4", "ours in C++ (libr1v), fl
 INT8_CACHE = "ours, int4, INT8 cache"
 LIBR1V_EXACT = "ours in C++ (libr1v), int4, exact inputs"
 VINO_BF16, VINO_FLOAT32 = "ours, float32, `--target openvino`", "ours, the same with `matmul: float32`"
+VINO_FLOAT32_TARGET = "ours, float32, `--target openvino` and `matmul: float32`"
 EXACT_TOWER = "ours, float32, `--vision-target onnxruntime`"
+OWN_INT8_TOWER = "ours, int4, `--vision-target onnxruntime-int8`"
 GENAI, GENAI_EXACT = "onnxruntime-genai, int4", "onnxruntime-genai, int4, exact inputs"
 GENAI_FLOAT32, GENAI_HEADED = "onnxruntime-genai, float32", "onnxruntime-genai, int4, head in 4 bits"
 VINO_GENAI, LLAMA = "OpenVINO GenAI, Q4_0", "llama.cpp, Q4_0"
@@ -61,7 +64,19 @@ EARLIER_SERVERS = SERVERS | {
 }
 """In files from before inputs in 8 bits became the default."""
 SYSTEMS = [
-    *(INT4, INT8_CACHE, OWN_DECODER, EXACT_IMAGES, BF16_TARGET, HEADED, EXACT, EXACT_TARGET, LIBR1V, LIBR1V_EXACT),
+    *(
+        INT4,
+        INT8_CACHE,
+        OWN_DECODER,
+        OWN_INT8_TOWER,
+        EXACT_IMAGES,
+        BF16_TARGET,
+        HEADED,
+        EXACT,
+        EXACT_TARGET,
+        LIBR1V,
+        LIBR1V_EXACT,
+    ),
     *(names[f"{way} int4"] for way in ("one at a time", "triton") for names in (SERVERS, EARLIER_SERVERS)),
     *(
         INT8,
@@ -69,6 +84,7 @@ SYSTEMS = [
         EXACT_TOWER,
         VINO_BF16,
         VINO_FLOAT32,
+        VINO_FLOAT32_TARGET,
         LIBR1V_FLOAT32,
         SERVERS["one at a time fp32"],
         SERVERS["triton fp32"],
@@ -113,11 +129,18 @@ TOWER = {
     "openvino int8": INT4,
     "openvino bfloat16": FLOAT32,
     "onnxruntime float32": EXACT_TOWER,
+    "onnxruntime int8": OWN_INT8_TOWER,
     "openvino float32": VINO_FLOAT32,
     "torch eager float32": TORCH,
     "torch.compile float32": TORCH_COMPILED,
     "torch eager bfloat16": TORCH_BF16,
     "torch.compile bfloat16": TORCH_COMPILED_BF16,
+}
+AVX2_TOWER = TOWER | {
+    # The defaults without bfloat16 products:
+    "onnxruntime int8": INT4,
+    "onnxruntime float32": FLOAT32,
+    "openvino float32": VINO_FLOAT32_TARGET,
 }
 DECODER = {"onnxruntime float32": FLOAT32, "openvino bfloat16": VINO_BF16, "openvino float32": VINO_FLOAT32}
 START = {
@@ -170,10 +193,6 @@ AVX2_CAUSES: Causes = {
     "decode": {GENAI: _SAME_KERNELS},
     "contexts": dict.fromkeys((GENAI, GENAI_EXACT), _SAME_KERNELS),
     "memory": CAUSES["memory"],
-    "start": {
-        GENAI_HEADED: "It imports less: half a second of ours are Python's modules, for command line, template and "
-        "tokenizer, too, which it is not given. A head in 4 bits is no default of ours; the row of that name has it."
-    },
 }
 """Likewise on processors that have no AVX-512."""
 
@@ -266,13 +285,20 @@ def decode(folder: Path) -> list[Column]:
     return [*columns, *eight_layers(folder, "decode")]
 
 
-def image(folder: Path) -> list[Column]:
-    """Tiles/s of the vision tower."""
+def image(folder: Path, names: Mapping[str, str] = TOWER) -> list[Column]:
+    """Tiles/s of the vision tower, of InternViT-300M's width and, where it was measured, of InternViT-6B's.
+
+    Args:
+        names: of systems in the files, to those on the page.
+    """
     columns = []
-    for count, results in newest_by_key("openvino-engine*", "openvino_engine.py", "vision", folder).items():
-        found = results["vision"][count]
-        values = {label: found[name]["per_s"]["median"] for name, label in TOWER.items() if name in found}
-        columns.append(Column(tiles(count), results, values, INT4, results["repeats"]))
+    for what, title in (("openvino-engine*", "{}"), ("vision-6b*", "{}, 6B's width")):
+        if not [*folder.glob(f"*-{what}.json")]:
+            continue
+        for count, results in newest_by_key(what, "openvino_engine.py", "vision", folder).items():
+            found = results["vision"][count]
+            values = {label: found[name]["per_s"]["median"] for name, label in names.items() if name in found}
+            columns.append(Column(title.format(tiles(count)), results, values, INT4, results["repeats"]))
     return columns
 
 
@@ -402,6 +428,7 @@ AVX2_QUESTIONS: Mapping[str, Callable[[Path], list[Column]]] = {
         *decode_behind_images(folder),
         *after_512(folder, "decode_tokens_per_s", ["int4-int8-inputs"]),
     ],
+    "image": partial(image, names=AVX2_TOWER),
     "answer": lambda folder: [
         *answer_about_images(folder),
         *after_512(folder, "prefill_tokens_per_s", ["int4-int8-inputs"]),

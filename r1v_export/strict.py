@@ -154,8 +154,8 @@ def _has_many_digits(text: str | bytes) -> bool:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
+    if (count := len(digits.lstrip("-"))) > MAX_DIGITS:
+        raise ValueError(f"a number of {count} digits")
     return int(digits)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ REPORTED_FROM_BYTES = 1 << 30
 _SHARE_OF_DISK = 4
 """Of the disk's free space, what is written takes this part at most."""
 _SOURCE, _DAY_S = "source", 86_400
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Entry:
     def is_kept(self) -> bool:
         """Whether it is there; it was whole when it was written."""
         return os.path.lexists(self.folder)
+
+    def is_own(self) -> bool:
+        """Whether the folder of all entries, made if it is not there, is this user's alone."""
+        try:
+            self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_own(self.cache, self.cache.stat())
+        except OSError as error:
+            self.not_kept(error)
+            return False
+        return True
 
     @contextmanager
     def scratch(self) -> Iterator[Path | None]:
@@ -146,13 +158,25 @@ def cache_folder(kind: str) -> Path | None:
     return Path(base).absolute() / "r1v-export" / kind
 
 
-def file_states(files: list[Path]) -> list[tuple[str, int, int, int]]:
-    """Path, size, time of change in ns and inode of files, by which it is seen that one is not the same any more.
+def require_own(path: Path, status: os.stat_result) -> None:
+    """Check that a file or folder is this user's alone.
+
+    Raises:
+        PermissionError: another user owns it, or may write to it.
+    """
+    if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & _WRITABLE_BY_OTHERS):
+        raise PermissionError(errno.EPERM, "other users may write to it", str(path))
+
+
+def file_states(files: list[Path]) -> list[tuple[str, int, int, int, int]]:
+    """Path, size, times of change of content and of status in ns, and inode of files, by which it is seen that one is
+    not the same any more.
 
     Raises:
         OSError: one is missing.
     """
-    return [(str(file), found.st_size, found.st_mtime_ns, found.st_ino) for file in files if (found := file.stat())]
+    states = ((file, file.stat()) for file in files)
+    return [(str(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in states]
 
 
 def digest(text: str) -> str:

@@ -203,7 +203,7 @@ def test_values_are_short_visible_and_never_followed_forever() -> None:
         ("-Infinity", "-Infinity is no number"),
         ("1e999", "1e999 is beyond float64"),
         ("9" * 400, "a number of 400 digits"),
-        ("-" + "9" * 10_000, "a number of 10001 digits"),
+        ("-" + "9" * 10_000, "a number of 10000 digits"),
         (f"1e{'9' * 10_000}", "beyond float64"),
         ("[" * 5000, "nested too deeply"),
         ("[" * 65 + "]" * 65, "nested too deeply"),

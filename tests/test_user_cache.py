@@ -1,4 +1,4 @@
-"""Where targets keep what they would work out again."""
+"""Where processes keep what they would work out again."""
 
 from __future__ import annotations
 

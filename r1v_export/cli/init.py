@@ -84,7 +84,7 @@ def _keys(settings: BaseModel) -> Iterator[str]:
             yield from (*_comment(type(value).__doc__ or ""), f"{name}:", *_indented(_keys(value)))
         else:
             yield from _comment(
-                " ".join(filter(None, (meanings.get(name, field.description), _choices(field.annotation))))
+                " ".join(filter(None, (field.description or meanings.get(name), _choices(field.annotation))))
             )
             line = f"{name}: {_scalar(settings.model_dump(mode='json')[name])}"
             yield f"# {line}" if name in _IMPLIED else line
@@ -104,7 +104,7 @@ def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
             continue
         try:
             [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except OSError:  # Another package's target, whose source is not there.
+        except (OSError, TypeError, SyntaxError):  # Another package's target, whose source cannot be read.
             continue
         assert isinstance(definition, ast.ClassDef)
         for field, text in pairwise(definition.body):

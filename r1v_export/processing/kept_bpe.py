@@ -3,69 +3,83 @@
 To parse and to check the files of 151,643 words takes as long as the library needs for them. They are kept in the
 user's cache folder in the form that the library reads fastest: a tokenizer.json without added tokens and with merges
 as texts, as transformers wrote them before 2024. The name of an entry holds a hash of what decides its content: the
-path, size, inode and time of change of each file that is read, and `_CHECKED_AS`. So nothing stale is ever found.
+library's version, `_CHECKED_AS`, and the path, size, times of change and inode of each file that is read. So nothing
+stale is ever found.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
 
+from r1v_export.errors import CheckpointError
 from r1v_export.files import read_regular_bytes
 from r1v_export.processing.tokenizer_files import FILES, AddedToken, library_errors, words_file
-from r1v_export.processing.tokenizer_words import Words, read_words
+from r1v_export.processing.tokenizer_words import VERSION_LINE, Words, check_gives_text_back, read_words
+from r1v_export.strict import load_json
 from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off
 
 LEAST_WORDS = 1 << 14
 """Fewer are read in less than a tenth of a second."""
 _CHECKED_AS = 1
 """Raised with every change of what is read from the files, of what is checked, and of how it is kept."""
-_WORDS, _ADDED = "words.json", "added.json"
+_WORDS, _REST = "words.json", "rest.json"
 
 
 def kept_bpe(folder: Path) -> tuple[tokenizers.Tokenizer, Mapping[str, AddedToken]]:
-    """What `read_words(folder).bpe()` gives, from what an earlier process has kept; if nothing is, many words are.
+    """A folder's words, opened, and its added tokens: from what an earlier process has kept; if it has nothing, many
+    words are kept now.
 
     That nothing can be kept is no error.
 
     Raises:
-        CheckpointError, BaseException: as of `read_words` and `Words.bpe`.
+        CheckpointError: as of `read_words` and `Words.open`.
     """
-    if (entry := _entry(folder)) is None:
-        return read_words(folder).bpe()
-    if entry.is_kept():
-        try:
-            return _read(entry.folder)
-        except Exception as error:  # whatever it holds now
-            entry.discard(error)
+    entry = _entry(folder)
+    if entry is not None and (kept := _read(entry)) is not None:
+        return kept
     words = read_words(folder)
-    opened = words.bpe()
-    if len(words.ids) >= LEAST_WORDS:
+    opened = words.open(words_file(folder))
+    if entry is not None and len(words.ids) >= LEAST_WORDS and entry.is_own():
         _keep(words, entry)
-    return opened
+    return opened, words.added
 
 
 def _entry(folder: Path) -> Entry | None:
     """Where a tokenizer is kept; None where nothing is to be kept."""
-    cache, source = cache_folder("tokenizer"), words_file(folder).resolve()
+    cache = cache_folder("tokenizer")
     if cache is None or is_off():
         return None
     try:
+        source = words_file(folder).resolve()
         states = file_states([path.resolve() for name in FILES if (path := folder / name).is_file()])
-    except OSError:  # said where the file is read
+    except (OSError, RuntimeError):  # links in a circle, for example; said where the file is read
         return None
-    size_bytes = sum(size for _, size, _, _ in states)
-    return Entry(cache, source, digest(str(source)), digest(json.dumps([_CHECKED_AS, states])), size_bytes)
+    size_bytes = sum(state[1] for state in states)
+    key = digest(json.dumps([tokenizers.__version__, _CHECKED_AS, states]))
+    return Entry(cache, source, digest(str(folder.absolute())), key, size_bytes)
 
 
-def _read(kept: Path) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]]:
-    added = json.loads(read_regular_bytes(kept / _ADDED))
-    with library_errors(kept / _WORDS):
-        words = tokenizers.Tokenizer.from_buffer(read_regular_bytes(kept / _WORDS))
-    return words, {name: AddedToken(id_, special) for name, (id_, special) in added.items()}
+def _read(entry: Entry) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]] | None:
+    """What is kept; None if it is not there, damaged, or may be another user's."""
+    if not entry.is_kept() or not entry.is_own():
+        return None
+    try:
+        content, where = read_regular_bytes(entry.folder / _WORDS), entry.folder / _WORDS
+        rest = load_json(read_regular_bytes(entry.folder / _REST), CheckpointError, "What was kept is damaged")
+        if hashlib.sha256(content).hexdigest() != rest["sha256"]:
+            raise ValueError(f"{_WORDS} is damaged")
+        with library_errors(where):
+            opened = tokenizers.Tokenizer.from_buffer(content)
+            check_gives_text_back(opened, where)
+        return opened, {name: AddedToken(id_, special) for name, (id_, special) in rest["added"].items()}
+    except Exception as error:  # whatever it holds now
+        entry.discard(error)
+        return None
 
 
 def _keep(words: Words, entry: Entry) -> None:
@@ -73,16 +87,22 @@ def _keep(words: Words, entry: Entry) -> None:
         if scratch is None:
             return
         try:
+            content = json.dumps(_definition(words), ensure_ascii=False).encode()
             added = {name: [token.id, token.special] for name, token in words.added.items()}
-            for name, content in ((_WORDS, _definition(words)), (_ADDED, added)):
-                (scratch / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            rest = {"added": added, "sha256": hashlib.sha256(content).hexdigest()}
+            (scratch / _WORDS).write_bytes(content)
+            (scratch / _REST).write_text(json.dumps(rest), encoding="utf-8")
             entry.keep(scratch)
         except (OSError, ValueError) as error:  # a disk that is full, for example
             entry.not_kept(error)
 
 
 def _definition(words: Words) -> dict[str, object]:
+    """
+    Raises:
+        ValueError: merges that cannot be texts.
+    """
     merges = [" ".join(pair) for pair in words.merges]
-    if any(text.count(" ") != 1 for text in merges):
-        raise ValueError("a word has a space, which separates words in merges that are texts")
+    if any(text.count(" ") != 1 or text.startswith(VERSION_LINE) for text in merges):
+        raise ValueError("merges as texts would be read as other merges")
     return {**words.settings, "model": {**words.settings["model"], "vocab": words.ids, "merges": merges}}

@@ -12,12 +12,7 @@ from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
 from r1v_export.files import open_regular
 from r1v_export.processing.image_policy import to_rgb
-
-MAX_PIXELS = 80_000_000
-"""Largest image that is decoded, in pixels (about 240 MB as RGB); below the size at which Pillow itself warns."""
-
-MAX_SIDE = 65_535
-"""Longest side in pixels, which is JPEG's own limit: resizing a longer, narrow image takes gigabytes."""
+from r1v_export.processing.image_size import MAX_PIXELS, require_size, too_large
 
 _SHOWN_BYTES = 16
 
@@ -62,19 +57,6 @@ def check_size(image: Image.Image, where: object, max_pixels: int = MAX_PIXELS) 
     require_size(*image.size, where, max_pixels)
 
 
-def require_size(width: int, height: int, where: object, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an image size in pixels that is zero or too large.
-
-    Raises:
-        InputError: as `check_size`.
-    """
-    if width < 1 or height < 1:
-        fix = "name another image"
-        raise InputError("The image has no pixels.", where=where, found=f"{width} x {height}", fix=fix)
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise _too_large(where, f"{width} x {height} pixels", max_pixels)
-
-
 def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -83,7 +65,7 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(where, error) from error
+        raise too_large(where, error) from error
     except UnidentifiedImageError as error:
         file.seek(0)
         head = file.read(_SHOWN_BYTES)
@@ -101,8 +83,3 @@ def _decode(file: BinaryIO, policy: ImagePolicy, where: object, max_pixels: int)
             found=error,
             fix="copy or download it again, or open it in an image viewer and save it as PNG",
         ) from error
-
-
-def _too_large(where: object, found: object, max_pixels: int = MAX_PIXELS) -> InputError:
-    limit = f"at most {max_pixels / 1_000_000:g} megapixels and {MAX_SIDE} pixels on a side"
-    return InputError("The image is too large.", where=where, expected=limit, found=found, fix="scale it down first")

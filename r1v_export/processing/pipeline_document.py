@@ -10,10 +10,10 @@ from typing import Any
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import BundleError
 from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, TilingSpec
-from r1v_export.processing import preprocess
 from r1v_export.processing.generation_config import default_sampling
-from r1v_export.processing.load_image import MAX_PIXELS, MAX_SIDE
+from r1v_export.processing.image_size import MAX_PIXELS, MAX_SIDE
 from r1v_export.processing.prompt import IMAGE_PLACEHOLDER, Template, split_special, stop_ids, template_of
+from r1v_export.processing.tiling import grids
 from r1v_export.processing.tokenizer import GROUNDING_TOKENS, Tokenizer, eos_token_ids
 from r1v_export.quoting import shorten_text
 from r1v_export.serialized.document import read_document
@@ -220,7 +220,6 @@ def _pieces(text: str, template: Template, tokenizer: Tokenizer) -> Iterator[Tex
 
 
 def _describe_tiling(tiling: TilingSpec) -> TilingDocument:
-    grids = preprocess.grids(tiling)
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     return TilingDocument(
         tile_size=tiling.tile_size,
@@ -229,7 +228,7 @@ def _describe_tiling(tiling: TilingSpec) -> TilingDocument:
         max_tiles=tiling.max_tiles,
         thumbnail=tiling.use_thumbnail,
         max_tiles_per_image=tiling.max_tiles_per_image,
-        grids=tuple(Grid(cols=grid.cols, rows=grid.rows) for grid in grids),
+        grids=tuple(Grid(cols=grid.cols, rows=grid.rows) for grid in grids(tiling)),
         mean=mean,
         std=std,
         max_pixels=MAX_PIXELS,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,12 @@ from r1v_export.processing.tokenizer_files import (
 )
 from r1v_export.quoting import shorten_text, shorten_value
 
+VERSION_LINE = "#version"
+"""What begins a line of merges that the library passes over, wherever it is."""
 _BPE_SETTINGS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+_PROBE = unicodedata.normalize("NFC", f"  {''.join(map(chr, range(1, 1024)))}\u4e2d\uff5c\U0001f642 a  b\r\n\n c \n")
+"""Text that comes back unchanged from a tokenizer that can be used: 1, 2, 3 and 4 bytes a character."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +45,39 @@ class Words:
     """Words that are merged, the first ones first."""
     added: Mapping[str, AddedToken]
 
-    def bpe(self) -> tuple[tokenizers.Tokenizer, Mapping[str, AddedToken]]:
-        """The library's tokenizer of the words alone, and the added tokens.
+    def open(self, file: Path) -> tokenizers.Tokenizer:
+        """The library's tokenizer of the words alone.
 
         The words are given to it as they are: to write 151,643 of them as JSON, for the library to read it, takes
         longer than all else of opening a tokenizer.
 
+        Args:
+            file: where they are from, for the error.
+
         Raises:
-            BaseException: of any class of the library's, for settings or merges that it does not take.
+            CheckpointError: the library does not take the settings or the merges, or the tokenizer does not give text
+                back unchanged.
         """
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.settings))
-        found = {name: getattr(tokenizer.model, name) for name in _BPE_SETTINGS}
-        given: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
-        tokenizer.model = models.BPE(vocab=self.ids, merges=self.merges, **given)
-        return tokenizer, self.added
+        with library_errors(file):
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.settings))
+            found = {name: getattr(tokenizer.model, name) for name in _BPE_SETTINGS}
+            given: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
+            tokenizer.model = models.BPE(vocab=self.ids, merges=self.merges, **given)
+            check_gives_text_back(tokenizer, file)
+        return tokenizer
 
 
 def read_words(folder: Path) -> Words:
     """Read the tokenizer files of a checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, damaged, contradicts another, or is not a byte-level BPE.
+        CheckpointError: a file is missing, damaged, contradicts another, or is not of a byte-level BPE.
     """
     definition = read_definition(folder)
     added, file = read_added_tokens(folder, definition), words_file(folder)
     model = definition.get("model")
     model = model if isinstance(model, dict) else {}
-    ids = model.get("vocab")
+    ids = model.get("vocab") if model.get("type") in ("BPE", None) else None
     if not isinstance(ids, dict) or not ids.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
         raise CheckpointError(
             "The tokenizer is not a byte-level BPE.",
@@ -74,23 +87,51 @@ def read_words(folder: Path) -> Words:
             fix="use the tokenizer files that were published with the checkpoint",
         )
     # The library panics on some prefixes, and no byte-level BPE has either.
-    affixes = {key: model[key] for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)}
-    if affixes:
+    if affixes := {key: model[key] for key in _AFFIXES if model.get(key)}:
         raise corrupt_file(file, f"model: {shorten_value(affixes)}")
     check_ids(ids, file)
     if not ids.keys().isdisjoint(added):
         ids = {token: id_ for token, id_ in ids.items() if token not in added}
     _check_ids_are_distinct(ids, added, file)
-    with library_errors(file):
+    try:
         merges = _pairs(model["merges"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise corrupt_file(file, f"model: no merges of two words each ({type(error).__name__})") from error
     # No truncation, padding or post-processor: they would change text behind the caller's back.
     off: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-    return Words({**definition, **off, "model": {**model, "vocab": {}, "merges": []}}, ids, merges, added)
+    wordless = {**model, **dict.fromkeys(_AFFIXES), "vocab": {}, "merges": []}
+    return Words({**definition, **off, "model": wordless}, ids, merges, added)
 
 
-def _pairs(merges: Iterable[str | Sequence[str]]) -> list[tuple[str, str]]:
-    split = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
-    return [(first, second) for first, second in split]
+def check_gives_text_back(tokenizer: tokenizers.Tokenizer, file: Path) -> None:
+    """Check that text which is encoded and decoded is the same text.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    found: str = tokenizer.decode(ids, skip_special_tokens=False)
+    if found != _PROBE:
+        at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, _PROBE, strict=False)))
+        raise CheckpointError(
+            "The tokenizer does not give text back as it was.",
+            where=file,
+            expected=repr(_PROBE[at : at + 10]),
+            found=repr(found[at : at + 10]),
+            fix="use the tokenizer files that were published with the checkpoint",
+        )
+
+
+def _pairs(merges: Sequence[Any]) -> list[tuple[str, str]]:
+    """
+    Raises:
+        TypeError, ValueError: some are no pair.
+    """
+    if all(isinstance(merge, str) for merge in merges):  # as transformers wrote them before 2024
+        merges = [merge.split(" ") for merge in merges if not merge.startswith(VERSION_LINE)]
+    elif not all(isinstance(merge, list) for merge in merges):
+        raise TypeError("merges are texts or lists")
+    return [(first, second) for first, second in merges]
 
 
 def _check_ids_are_distinct(ids: Mapping[str, int], added: Mapping[str, AddedToken], file: Path) -> None:

@@ -17,7 +17,8 @@ from r1v_export.config import ImagePolicy
 from r1v_export.errors import CapabilityError, InputError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.processing.image_policy import to_rgb
-from r1v_export.processing.load_image import FORMATS, check_size, require_size
+from r1v_export.processing.image_size import require_size
+from r1v_export.processing.load_image import FORMATS, check_size
 from r1v_export.processing.prompt import IMAGE_PLACEHOLDER
 
 DEFAULT_FRAMES = 8

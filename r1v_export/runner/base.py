@@ -8,9 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from r1v_export.contract import VisionEngine
 from r1v_export.count import Count
@@ -18,7 +16,6 @@ from r1v_export.errors import R1VError, UsageError
 from r1v_export.generation import Sampling
 from r1v_export.log_event import log_event
 from r1v_export.processing.generation_config import default_sampling
-from r1v_export.processing.load_image import load_image
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, Answer, AnswerStream, AnswerText, Timings, TokenEvent
 from r1v_export.runner.batching.batch import Batch
@@ -28,6 +25,9 @@ from r1v_export.runner.image_encoder import ImageEncoder
 from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.runner.prompt_encoder import PromptEncoder, Request
 from r1v_export.serialized.pipeline import PipelineDocument
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,8 +83,13 @@ class BaseRunner(PromptEncoder, ABC):
         self, question: str, *images: Image.Image | str | Path, think: bool = True, sampling: Sampling | None = None
     ) -> Answer:
         """The answer to a single question; images given by their path are read by the bundle's policy."""
-        loaded = (image if isinstance(image, Image.Image) else load_image(image, self.image_policy) for image in images)
+        loaded = [self._load(image) if isinstance(image, str | Path) else image for image in images]
         return self.answer(Request.ask(question, *loaded, think=think), sampling)
+
+    def _load(self, path: str | Path) -> Image.Image:
+        from r1v_export.processing.load_image import load_image
+
+        return load_image(path, self.image_policy)
 
     def answer(
         self, request: Request, sampling: Sampling | None = None, cancel: threading.Event | None = None

@@ -20,8 +20,8 @@ from r1v_export.cpus import thread_count
 from r1v_export.errors import UsageError
 from r1v_export.generation import Sampling
 from r1v_export.model_spec import TilingSpec
-from r1v_export.processing.preprocess import grids, tile_count
 from r1v_export.processing.synthetic_image import synthetic_image
+from r1v_export.processing.tiling import grids, tile_count
 from r1v_export.progress import Progress
 from r1v_export.runner.answer import Answer
 from r1v_export.runner.base import BaseRunner

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from r1v_export.generation import Sampling
 from r1v_export.processing.generation_config import default_sampling
@@ -13,6 +12,9 @@ from r1v_export.processing.prompt import Turn
 from r1v_export.runner.answer import CANCELLED_BEFORE_START, TokenEvent
 from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.prompt_encoder import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_CACHE_BYTES = 1 << 30
 """Of the embeddings of a conversation's images; beyond, they are encoded again."""

@@ -10,17 +10,19 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from r1v_export.config import ImagePolicy
 from r1v_export.contract import VisionEngine
 from r1v_export.errors import GraphError, R1VError
 from r1v_export.generation import EncodedImage
 from r1v_export.model_spec import TilingSpec
-from r1v_export.processing.preprocess import pixel_values, rgb_image
 from r1v_export.runner.finite import require_finite
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class ImageCache:
@@ -123,6 +125,9 @@ class ImageEncoder:
         Raises:
             InputError: the image cannot be used.
         """
+        # Pillow takes time and memory that a question without an image has no use for.
+        from r1v_export.processing.preprocess import pixel_values, rgb_image
+
         rgb = rgb_image(image, self.policy)
         digest = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).digest()
         found, pending = self.cache.get(digest), self._pending.get(digest)

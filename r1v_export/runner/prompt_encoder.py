@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from r1v_export.errors import InputError
 from r1v_export.processing.pipeline_document import document_template
-from r1v_export.processing.preprocess import tile_count
 from r1v_export.processing.prompt import Turn, encode, require_tokenizable
+from r1v_export.processing.tiling import tile_count
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.kv_cache import new_token_budget
 from r1v_export.serialized.pipeline import PipelineDocument
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)

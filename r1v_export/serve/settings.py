@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from r1v_export.processing.load_image import MAX_PIXELS
+from r1v_export.processing.image_size import MAX_PIXELS
 
 
 @dataclass(frozen=True)

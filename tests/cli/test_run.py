@@ -60,6 +60,17 @@ def recommending(nano_bundle: Path, tmp_path: Path):
     return recommending
 
 
+def test_a_greedy_question_without_an_image_imports_only_what_answers_it(nano_bundle) -> None:
+    code = (
+        "import sys; from r1v_export.cli.main import run; code = run(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "run", nano_bundle, "How are you?", "--greedy", "--max-new-tokens", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {*done.stdout.splitlines()[-1].split()}
+    assert {"numpy", "onnxruntime", "tokenizers"} <= imported
+    assert not imported & {"PIL", "urllib.request", "numpy.random", "torch", "onnx", "yaml", "jinja2"}
+
+
 def test_the_checkpoint_s_own_sampling_is_used_and_printed(recommending, run) -> None:
     bundle = recommending(do_sample=True, temperature=5.0, top_k=40, num_beams=2)
     _, out, err = run(bundle, "--image", CHART, GREEN, "--max-new-tokens", 12, "--format", "json")

@@ -19,8 +19,10 @@ from PIL import Image, ImageFile
 from r1v_export.config import ImagePolicy
 from r1v_export.errors import InputError
 from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, TilingSpec
-from r1v_export.processing.load_image import MAX_PIXELS, MAX_SIDE, load_image
-from r1v_export.processing.preprocess import grids, pixel_values
+from r1v_export.processing.image_size import MAX_PIXELS, MAX_SIDE
+from r1v_export.processing.load_image import load_image
+from r1v_export.processing.preprocess import pixel_values
+from r1v_export.processing.tiling import grids
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = (

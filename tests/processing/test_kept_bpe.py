@@ -91,17 +91,40 @@ def test_a_file_of_the_same_size_and_time_is_another_one(folder):
     assert Tokenizer.from_folder(folder, keep=True).token_id("<two>") == 520
 
 
+@pytest.mark.parametrize("name", ["words.json", "rest.json"])
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"words": []}', "\udcff", "[" * 100_000])
-def test_what_is_damaged_is_made_anew(folder, cache, count_reads, damage):
+def test_what_is_damaged_is_made_anew(folder, cache, count_reads, name, damage):
     expected = content_of(Tokenizer.from_folder(folder, keep=True))
-    [kept] = cache.glob("*/words.json")
+    [kept] = cache.glob(f"*/{name}")
     kept.write_bytes(damage.encode("utf-8", "surrogateescape"))
     assert content_of(Tokenizer.from_folder(folder, keep=True)) == expected
     assert content_of(Tokenizer.from_folder(folder, keep=True)) == expected
     assert count_reads() == 2
 
 
-def test_a_panic_on_what_is_kept_is_no_damage_of_the_tokenizer(folder, monkeypatch):
+def test_what_can_be_read_but_is_another_tokenizer_is_made_anew(folder, cache):
+    """A word of a special token's id would let text make that token."""
+    expected = content_of(Tokenizer.from_folder(folder, keep=True))
+    [kept] = cache.glob("*/words.json")
+    content = json.loads(kept.read_text())
+    content["model"]["vocab"]["qz"] = 496
+    content["model"]["merges"].append("q z")
+    kept.write_text(json.dumps(content))
+    assert content_of(Tokenizer.from_folder(folder, keep=True)) == expected
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_nothing_is_read_or_kept_where_others_may_write(folder, cache, count_reads, mode):
+    Tokenizer.from_folder(folder, keep=True)
+    cache.chmod(mode)
+    Tokenizer.from_folder(folder, keep=True)
+    assert count_reads() == 2
+    (folder / "added_tokens.json").write_text('{"<one>": 520}')
+    Tokenizer.from_folder(folder, keep=True)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_panic_on_what_is_kept_is_no_damage_of_the_tokenizer(folder, count_reads, monkeypatch):
     class PanicException(BaseException):
         """What pyo3 raises; it is no Exception."""
 
@@ -111,6 +134,43 @@ def test_a_panic_on_what_is_kept_is_no_damage_of_the_tokenizer(folder, monkeypat
     Tokenizer.from_folder(folder, keep=True)
     monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", panic)
     Tokenizer.from_folder(folder, keep=True)
+    assert count_reads() == 2
+
+
+def test_two_folders_with_one_file_of_words_do_not_replace_each_other(folder, cache, count_reads):
+    other = folder.with_name("other")
+    other.mkdir()
+    for name in FILES:
+        (other / name).symlink_to(folder / name)
+    for each in (folder, other, folder, other):
+        Tokenizer.from_folder(each, keep=True)
+    assert count_reads() == len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"continuing_subword_prefix": "", "end_of_word_suffix": ""}, {"ignore_merges": True}]
+)
+def test_settings_are_kept(folder, settings):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= settings
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    first, second = (Tokenizer.from_folder(folder, keep=True) for _ in range(2))
+    assert content_of(first) == content_of(second)
+
+
+def test_merges_that_the_library_would_pass_over_are_not_kept(folder, cache):
+    """It takes texts that begin so for a version."""
+    word = "#version"
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    for id_, length in enumerate(range(2, len(word) + 2), start=600):
+        text = f"{word}s"[:length]
+        vocab[text] = id_
+        content["model"]["merges"].insert(length - 2, [text[:-1], text[-1]])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    first, second = (Tokenizer.from_folder(folder, keep=True).encode_text(f"{word}s") for _ in range(2))
+    assert first == second == [vocab[f"{word}s"]]
+    assert not list(cache.iterdir())
 
 
 def test_words_with_spaces_are_not_kept(folder, cache):
@@ -135,6 +195,15 @@ def test_nothing_is_kept_that_the_user_does_not_let_be_kept(folder, cache, monke
     assert not cache.exists()
 
 
+def test_a_user_without_a_home_has_nothing_kept(folder, monkeypatch):
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("r1v_export.user_cache.Path.home", homeless)
+    Tokenizer.from_folder(folder, keep=True)
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(folder, cache):
     cache.parent.parent.mkdir()
     cache.parent.write_text("no folder")
@@ -148,6 +217,13 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_each_time(folder):
     for _ in range(2):
         with pytest.raises(CheckpointError, match="damaged"):
             Tokenizer.from_folder(folder, keep=True)
+
+
+def test_a_link_in_a_circle_is_no_file(tmp_path):
+    (tmp_path / "vocab.json").symlink_to(tmp_path / "vocab.json")
+    for keep in (False, True):
+        with pytest.raises(CheckpointError, match="no tokenizer"):
+            Tokenizer.from_folder(tmp_path, keep)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

@@ -12,8 +12,9 @@ from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as got_oc
 from r1v_export.errors import InputError
 from r1v_export.model_spec import IMAGENET_MEAN, IMAGENET_STD, TilingSpec
 from r1v_export.processing import load_image
-from r1v_export.processing.preprocess import candidate_grids, choose_grid, pixel_values
+from r1v_export.processing.preprocess import pixel_values
 from r1v_export.processing.preprocess import tile_image as tile
+from r1v_export.processing.tiling import candidate_grids, choose_grid
 
 sides = st.integers(1, 4000)
 limits = st.integers(1, 24)

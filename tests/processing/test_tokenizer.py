@@ -106,7 +106,8 @@ def test_the_bytes_of_ids_read_together_are_their_text_as_transformers_decodes_i
 
 def test_ids_without_a_token_decode_to_nothing(nano):
     hello = nano.encode_text("hello")
-    assert nano.decode([nano.vocab_size, *hello, 10**6]) == "hello"
+    assert nano.decode([nano.vocab_size, -1, *hello, 10**6, 2**32, 2**64]) == "hello"
+    assert nano.token_bytes(2**64) == nano.token_bytes(-1) == b""
 
 
 def test_half_a_character_decodes_to_a_replacement_character(nano):
@@ -242,6 +243,27 @@ def test_words_are_given_to_the_library_as_it_reads_them_itself(folder, edit, se
     ours = Tokenizer.from_folder(folder)._plain
     read = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert json.loads(ours.to_str()) == json.loads(read.to_str())
+
+
+def test_a_version_among_the_merges_is_no_merge(nano, folder, edit):
+    edit("tokenizer.json", lambda c: c["model"].update(merges=["#version: 0.2", *map(" ".join, c["model"]["merges"])]))
+    tokenizer = Tokenizer.from_folder(folder)
+    assert [tokenizer.encode_text(text) for text in TEXTS] == [nano.encode_text(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "merges", [None, 3, [3], ["a"], [["a"]], [["a", "b", "c"]], ["a b", ["a", "b"]], [{"a": 1, "b": 2}]]
+)
+def test_merges_of_another_kind_are_refused(folder, edit, merges):
+    edit("tokenizer.json", lambda c: c["model"].update(merges=merges))
+    with pytest.raises(CheckpointError, match="no merges of two words each"):
+        Tokenizer.from_folder(folder)
+
+
+def test_another_model_with_a_token_for_each_byte_is_refused(folder, edit):
+    edit("tokenizer.json", lambda c: c["model"].update(type="WordPiece"))
+    with pytest.raises(CheckpointError, match=r"(?s)not a byte-level BPE.*WordPiece"):
+        Tokenizer.from_folder(folder)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

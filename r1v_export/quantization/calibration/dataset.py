@@ -24,8 +24,9 @@ from r1v_export.config import ImagePolicy
 from r1v_export.count import Count
 from r1v_export.errors import InputError, UsageError
 from r1v_export.manifest import to_json
-from r1v_export.processing.preprocess import pixel_values, rgb_image, tile_count
+from r1v_export.processing.preprocess import pixel_values, rgb_image
 from r1v_export.processing.prompt import REASONING_END, Template, Turn, encode, template_of
+from r1v_export.processing.tiling import tile_count
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.quantization.calibration.raw_examples import RawExample
 

@@ -72,3 +72,11 @@ def test_yarn_is_refused_before_anything_is_computed():
     spec = tiny_spec().model_copy(update={"language": language})
     with pytest.raises(CapabilityError, match="yarn"):
         get_target("tensorrt-llm").check_model(BuildConfig(targets=TARGET), spec, {})
+
+
+@pytest.mark.parametrize(
+    ("spec", "missing"), [(None, "onnxruntime is not installed: it runs the vision graph"), (object(), None)]
+)
+def test_the_vision_graph_needs_onnxruntime(monkeypatch, spec, missing):
+    monkeypatch.setattr("r1v_export.targets.tensorrt_llm.target.find_spec", lambda _: spec)
+    assert get_target("tensorrt-llm").missing("cpu") == missing

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from r1v_export.targets.openvino.engine_file import GraphWeights
-from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off
+from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off, require_own
 
 LEAST_BYTES = 64 << 20
 """Of rounded weights: fewer are rounded in a fifth of a second and weigh little."""
@@ -39,7 +39,6 @@ _FORMAT = 1
 """To be raised where weights are rounded in another way."""
 _LENGTH, _HASH_BYTES = struct.Struct("<Q"), 32
 _READ_BYTES = 1 << 20
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 Arrays: TypeAlias = Sequence[np.ndarray]
 Keep: TypeAlias = Callable[[str, Callable[[], Arrays]], Arrays]
@@ -81,7 +80,7 @@ def keeping(entry: Entry | None) -> Iterator[Keep]:
 
     That nothing can be kept or read is no error: arrays are then made in memory, and the log says why.
     """
-    if entry is None or not _is_own(entry):
+    if entry is None or not entry.is_own():
         yield make_anew
         return
     if (kept := _read(entry)) is not None:
@@ -187,33 +186,13 @@ def _open(path: Path) -> io.BufferedReader:
     file = os.fdopen(os.open(path, flags), "rb")
     try:
         status = os.fstat(file.fileno())
-        _require_own(path, status)
+        require_own(path, status)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
     except OSError:
         file.close()
         raise
     return file
-
-
-def _is_own(entry: Entry) -> bool:
-    """Whether the folder of all entries, made if it is not there, is this user's alone."""
-    try:
-        entry.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_own(entry.cache, entry.cache.stat())
-    except OSError as error:
-        entry.not_kept(error)
-        return False
-    return True
-
-
-def _require_own(path: Path, status: os.stat_result) -> None:
-    """
-    Raises:
-        PermissionError: another user owns the file or folder, or may write to it.
-    """
-    if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & _WRITABLE_BY_OTHERS):
-        raise PermissionError(errno.EPERM, "other users may write to it", str(path))
 
 
 def _checked_index(file: io.BufferedReader) -> dict[str, Any]:
