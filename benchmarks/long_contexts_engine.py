@@ -182,9 +182,9 @@ def llama(model: Path, threads: int, context: int) -> Job:
     return run
 
 
-def resident_bytes(field: str) -> int:
-    """`VmRSS` (now) or `VmHWM` (at its peak) of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+def resident_bytes(field: str, pid: int | str = "self") -> int:
+    """`VmRSS` (now) or `VmHWM` (at its peak) of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

@@ -75,13 +75,16 @@ def prepare(work: Path, tower_name: str, vision_layers: int, language_layers: in
 def open_engine(work: Path, checkpoint: Checkpoint, which: str, parts: tuple[str, ...]) -> tuple[Any, dict[str, float]]:
     """An engine of the graphs, and how long the measured graphs took to open, in seconds of the wall and CPU."""
     name, options = ENGINES[which]
-    folder = work / which.replace(" ", "-") / "engines" / name
+    bundle = work / which.replace(" ", "-")
+    in_8_bits = which in (INT8, OWN_INT8)
+    # Where a bundle of ONNX Runtime's has its parts.
+    folder = bundle / "engines" / (f"onnxruntime/images/{name}" if in_8_bits else name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    graphs = folder.parents[1] / "graphs"
+    graphs = bundle / "graphs"
     if not graphs.exists():
         graphs.symlink_to(work / "graphs")
-    if in_8_bits := which in (INT8, OWN_INT8):
+    if in_8_bits:
         encoding_target(name).write_images(graphs, folder, ("int8",))
         parts = (contract.VISION,)
     else:
@@ -89,7 +92,7 @@ def open_engine(work: Path, checkpoint: Checkpoint, which: str, parts: tuple[str
         registry.get_target(name).build(inputs, folder, lambda _: None)
     started, cpu = time.perf_counter(), time.process_time()
     if in_8_bits:
-        engine = encoding_target(name).open_images(folder, folder.parents[1], checkpoint.spec, "int8")
+        engine = encoding_target(name).open_images(folder, bundle, checkpoint.spec, "int8")
     else:
         engine = registry.get_target(name).open(folder, checkpoint.spec, "cpu")
     for graph in parts:
