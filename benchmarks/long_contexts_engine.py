@@ -185,7 +185,10 @@ def llama(model: Path, threads: int, context: int) -> Job:
 def resident_bytes(field: str, pid: int | str = "self") -> int:
     """`VmRSS` (now) or `VmHWM` (at its peak) of a process."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"process {pid} has ended")
 
 
 def main(kind: str, model: Path, threads: int, context: int) -> None:

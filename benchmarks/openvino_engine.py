@@ -132,9 +132,9 @@ def rates(run: Callable[[], object], count: int) -> dict[str, float]:
 
 
 def summary(measured: dict[str, Any], against: str) -> dict[str, Any]:
-    """Ratios of the rounding engines' rates to every other's, and of `against`'s to every other's."""
-    rounding = [name for name in (ROUNDING, OWN_INT8, against) if name in measured]
-    pairs = [(ours, peer) for ours in rounding for peer in measured if ours != peer]
+    """Ratios to every other's rates: of OpenVINO's in bfloat16, of ONNX Runtime's in 8 bits, and of `against`'s."""
+    compared = [name for name in (ROUNDING, OWN_INT8, against) if name in measured]
+    pairs = [(ours, peer) for ours in compared for peer in measured if ours != peer]
     return {f"{a} / {b}": {quantity: ratio(measured, a, b, quantity) for quantity in (WALL, CPU)} for a, b in pairs}
 
 
@@ -203,7 +203,7 @@ def main(
 ) -> None:
     use_threads(threads)
     report: dict[str, Any] = {"machine": machine(("openvino", "onnxruntime", "torch")), "threads": threads}
-    report |= {"vision_layers": layers, "language_layers": language_layers, "vision": {}, "decoder": []}
+    report |= {"tower": tower, "vision_layers": layers, "language_layers": language_layers, "vision": {}, "decoder": []}
     work = work / f"{tower}-{layers}-{language_layers}"
     checkpoint = prepare(work, tower, layers, language_layers)
     measured = [name for name in ENGINES if has_bfloat16_products() or name not in IN_BFLOAT16]

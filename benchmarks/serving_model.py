@@ -92,14 +92,18 @@ def add_words(file: Path) -> None:
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     parts, rng = [token for token in vocabulary if len(token) == 1 and token.isalpha()], random.Random(0)
     first_added = min(token["id"] for token in content["added_tokens"])
-    for id_ in sorted({*range(first_added)} - {*vocabulary.values()}):
+    free = sorted({*range(first_added)} - {*vocabulary.values()})
+    for id_ in free:
         pair = rng.choices(parts, k=2)
         while len(word := "".join(pair)) > 14 or word in vocabulary:
             pair = rng.choices(parts, k=2)
         vocabulary[word] = id_
         parts.append(word)
         merges.append(pair)
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    if free:
+        whole = file.with_suffix(".new")
+        whole.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+        whole.replace(file)
 
 
 def speak_letters(checkpoint: Path, table: str = "language_model.model.embed_tokens.weight") -> None:

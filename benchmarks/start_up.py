@@ -6,7 +6,7 @@ in llama.cpp's Q4_0); embeddings are float32, and so is genai's head, while ours
 llama.cpp's file. `headed` has a head in 4 bits, too. The tokenizer has 151,643 words. Each turn of each engine is a
 process that ends at its first token: ours is the whole command; the others are `start_up_engine.py`, given the text of
 the whole prompt, template included, of which they have to make the tokens that ours makes. What ours keeps in the
-user's cache folder, weights in their kernel's layout and the tokenizer's words, is from the unmeasured turn.
+user's cache folder, weights in their kernel's layout and the tokenizer's words, is there before it is measured.
 
     python benchmarks/start_up.py --genai DIR --llama ENVIRONMENT [--prepare]
     python benchmarks/start_up.py --only slice
@@ -97,11 +97,12 @@ class Contender:
             process.stdin.close()
             output = b""
             while not (output and self.sign in output):
-                ended = process.poll() is not None  # before the read: it may print and end between the two
+                time.sleep(0.001)
+                # Before the read, since it may print and end between the two; not by poll(), which reaps it.
+                ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
                 output += (new := process.stdout.read()) or b""
                 if not new and (ended or time.perf_counter() - begin > LIMIT_S):
-                    raise RuntimeError(f"{self.name} gave no token; its exit code is {process.poll()}")
-                time.sleep(0.001)
+                    raise RuntimeError(f"{self.name} gave no token")
             seconds = time.perf_counter() - begin
             peak_bytes = resident_bytes("VmHWM", process.pid)  # what wait4 says is at least what this process has
             process.kill()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import urllib.request
 
 
 def genai(model: str, threads: int, context: int, text: str, expected: list[int]) -> str:
@@ -33,9 +32,12 @@ def genai(model: str, threads: int, context: int, text: str, expected: list[int]
 
 def llama(model: str, threads: int, context: int, text: str, expected: list[int]) -> str:
     """llama.cpp's server in this process."""
+    import urllib.request
+
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
+    parameters.warmup = False
     parameters.model.path, parameters.n_ctx, parameters.n_parallel = model, context, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(parameters)

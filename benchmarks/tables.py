@@ -125,8 +125,7 @@ LONG = {
     "llama.cpp F32": LLAMA_FLOAT32,
 }
 TOWER = {
-    # The defaults where the processor has bfloat16 products:
-    "openvino int8": INT4,
+    "openvino int8": INT4,  # these two: the defaults where the processor has bfloat16 products
     "openvino bfloat16": FLOAT32,
     "onnxruntime float32": EXACT_TOWER,
     "onnxruntime int8": OWN_INT8_TOWER,
@@ -137,8 +136,7 @@ TOWER = {
     "torch.compile bfloat16": TORCH_COMPILED_BF16,
 }
 AVX2_TOWER = TOWER | {
-    # The defaults without bfloat16 products:
-    "onnxruntime int8": INT4,
+    "onnxruntime int8": INT4,  # these two: the defaults without bfloat16 products
     "onnxruntime float32": FLOAT32,
     "openvino float32": VINO_FLOAT32_TARGET,
 }
@@ -180,7 +178,8 @@ CAUSES: dict[str, dict[str, str]] = {
     "memory": {
         LLAMA: "Weights are brought into their kernels' layouts by all threads, and pages of their file are given up "
         "when all are done.",
-        GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name.",
+        GENAI_HEADED: "Weights are brought into their kernels' layouts one after another, and the pages of each are "
+        "given up; ours are by all threads, which is faster. A head in 4 bits; ours has it in the row of that name.",
     },
     "start": {GENAI_HEADED: "A head in 4 bits, no default of ours; the row of that name has it, and is slower, too."},
 }

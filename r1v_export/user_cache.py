@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -65,7 +66,7 @@ class Entry:
         """Whether the folder of all entries, made if it is not there, is this user's alone."""
         try:
             self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            require_own(self.cache, self.cache.stat())
+            _require_own(self.cache, self.cache.stat())
         except OSError as error:
             self.not_kept(error)
             return False
@@ -158,30 +159,46 @@ def cache_folder(kind: str) -> Path | None:
     return Path(base).absolute() / "r1v-export" / kind
 
 
-def require_own(path: Path, status: os.stat_result) -> None:
-    """Check that a file or folder is this user's alone.
+def open_own(path: Path) -> io.BufferedReader:
+    """Open a file of this user alone, by its own name, to read it.
 
     Raises:
-        PermissionError: another user owns it, or may write to it.
+        OSError: it is another user's, or others may write to it; or it is a link, no regular file, or not there.
+    """
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        status = os.fstat(file.fileno())
+        _require_own(path, status)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _require_own(path: Path, status: os.stat_result) -> None:
+    """
+    Raises:
+        PermissionError: another user owns the file or folder, or may write to it.
     """
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & _WRITABLE_BY_OTHERS):
         raise PermissionError(errno.EPERM, "other users may write to it", str(path))
 
 
-def file_states(files: list[Path]) -> list[tuple[str, int, int, int, int]]:
-    """Path, size, times of change of content and of status in ns, and inode of files, by which it is seen that one is
-    not the same any more.
+def file_states(files: list[Path]) -> list[tuple[str, int, int, int]]:
+    """Path, size, time of change in ns and inode of files, by which it is seen that one is not the same any more.
 
     Raises:
         OSError: one is missing.
     """
-    states = ((file, file.stat()) for file in files)
-    return [(str(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in states]
+    return [(str(file), found.st_size, found.st_mtime_ns, found.st_ino) for file in files if (found := file.stat())]
 
 
 def digest(text: str) -> str:
     """A name for what a text says, 24 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]  # names of files may be no UTF-8
 
 
 def _source_is_there(entry: Path) -> bool:

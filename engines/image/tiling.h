@@ -1,4 +1,4 @@
-// Which tiles an image is cut into (r1v_export/processing/preprocess.py).
+// Which tiles an image is cut into (r1v_export/processing/tiling.py).
 #pragma once
 
 #include <array>

@@ -3,8 +3,8 @@
 To parse and to check the files of 151,643 words takes as long as the library needs for them. They are kept in the
 user's cache folder in the form that the library reads fastest: a tokenizer.json without added tokens and with merges
 as texts, as transformers wrote them before 2024. The name of an entry holds a hash of what decides its content: the
-library's version, `_CHECKED_AS`, and the path, size, times of change and inode of each file that is read. So nothing
-stale is ever found.
+versions of the library and of this package, `_CHECKED_AS`, and the path, size, inode and time of change of each file
+that is read. So nothing stale is found.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 import tokenizers
 
 from r1v_export.errors import CheckpointError
-from r1v_export.files import read_regular_bytes
 from r1v_export.processing.tokenizer_files import FILES, AddedToken, library_errors, words_file
 from r1v_export.processing.tokenizer_words import VERSION_LINE, Words, check_gives_text_back, read_words
 from r1v_export.strict import load_json
-from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off
+from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off, open_own
+from r1v_export.version import VERSION
 
 LEAST_WORDS = 1 << 14
 """Fewer are read in less than a tenth of a second."""
@@ -55,13 +55,13 @@ def _entry(folder: Path) -> Entry | None:
     if cache is None or is_off():
         return None
     try:
-        source = words_file(folder).resolve()
-        states = file_states([path.resolve() for name in FILES if (path := folder / name).is_file()])
+        group, source = digest(str(folder.resolve())), words_file(folder).resolve()
+        states = file_states([path.resolve() for name in FILES if (path := folder / name).exists()])
     except (OSError, RuntimeError):  # links in a circle, for example; said where the file is read
         return None
     size_bytes = sum(state[1] for state in states)
-    key = digest(json.dumps([tokenizers.__version__, _CHECKED_AS, states]))
-    return Entry(cache, source, digest(str(folder.absolute())), key, size_bytes)
+    key = digest(json.dumps([tokenizers.__version__, VERSION, _CHECKED_AS, states]))
+    return Entry(cache, source, group, key, size_bytes)
 
 
 def _read(entry: Entry) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]] | None:
@@ -69,8 +69,10 @@ def _read(entry: Entry) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]] | 
     if not entry.is_kept() or not entry.is_own():
         return None
     try:
-        content, where = read_regular_bytes(entry.folder / _WORDS), entry.folder / _WORDS
-        rest = load_json(read_regular_bytes(entry.folder / _REST), CheckpointError, "What was kept is damaged")
+        where = entry.folder / _WORDS
+        with open_own(where) as words, open_own(entry.folder / _REST) as file:
+            content = words.read()
+            rest = load_json(file.read(), CheckpointError, "What was kept is damaged")
         if hashlib.sha256(content).hexdigest() != rest["sha256"]:
             raise ValueError(f"{_WORDS} is damaged")
         with library_errors(where):
@@ -87,7 +89,7 @@ def _keep(words: Words, entry: Entry) -> None:
         if scratch is None:
             return
         try:
-            content = json.dumps(_definition(words), ensure_ascii=False).encode()
+            content = json.dumps(_definition(words), ensure_ascii=False, separators=(",", ":")).encode()
             added = {name: [token.id, token.special] for name, token in words.added.items()}
             rest = {"added": added, "sha256": hashlib.sha256(content).hexdigest()}
             (scratch / _WORDS).write_bytes(content)

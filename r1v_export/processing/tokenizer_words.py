@@ -122,11 +122,13 @@ def check_gives_text_back(tokenizer: tokenizers.Tokenizer, file: Path) -> None:
         )
 
 
-def _pairs(merges: Sequence[Any]) -> list[tuple[str, str]]:
+def _pairs(merges: Any) -> list[tuple[str, str]]:
     """
     Raises:
         TypeError, ValueError: some are no pair.
     """
+    if not isinstance(merges, list):
+        raise TypeError("no list")
     if all(isinstance(merge, str) for merge in merges):  # as transformers wrote them before 2024
         merges = [merge.split(" ") for merge in merges if not merge.startswith(VERSION_LINE)]
     elif not all(isinstance(merge, list) for merge in merges):

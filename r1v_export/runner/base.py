@@ -83,13 +83,15 @@ class BaseRunner(PromptEncoder, ABC):
         self, question: str, *images: Image.Image | str | Path, think: bool = True, sampling: Sampling | None = None
     ) -> Answer:
         """The answer to a single question; images given by their path are read by the bundle's policy."""
-        loaded = [self._load(image) if isinstance(image, str | Path) else image for image in images]
+        loaded = map(self._loaded, images)
         return self.answer(Request.ask(question, *loaded, think=think), sampling)
 
-    def _load(self, path: str | Path) -> Image.Image:
+    def _loaded(self, image: Image.Image | str | Path) -> Image.Image:
+        from PIL import Image
+
         from r1v_export.processing.load_image import load_image
 
-        return load_image(path, self.image_policy)
+        return image if isinstance(image, Image.Image) else load_image(image, self.image_policy)
 
     def answer(
         self, request: Request, sampling: Sampling | None = None, cancel: threading.Event | None = None

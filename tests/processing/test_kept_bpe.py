@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -92,7 +93,7 @@ def test_a_file_of_the_same_size_and_time_is_another_one(folder):
 
 
 @pytest.mark.parametrize("name", ["words.json", "rest.json"])
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"words": []}', "\udcff", "[" * 100_000])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"added": {}}', "\udcff", "[" * 100_000])
 def test_what_is_damaged_is_made_anew(folder, cache, count_reads, name, damage):
     expected = content_of(Tokenizer.from_folder(folder, keep=True))
     [kept] = cache.glob(f"*/{name}")
@@ -116,12 +117,39 @@ def test_what_can_be_read_but_is_another_tokenizer_is_made_anew(folder, cache):
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_nothing_is_read_or_kept_where_others_may_write(folder, cache, count_reads, mode):
     Tokenizer.from_folder(folder, keep=True)
+    before = list(cache.iterdir())
     cache.chmod(mode)
     Tokenizer.from_folder(folder, keep=True)
     assert count_reads() == 2
     (folder / "added_tokens.json").write_text('{"<one>": 520}')
     Tokenizer.from_folder(folder, keep=True)
-    assert len(list(cache.iterdir())) == 1
+    assert list(cache.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["words.json", "rest.json"])
+def test_a_file_that_others_may_write_is_not_read(folder, cache, count_reads, name):
+    Tokenizer.from_folder(folder, keep=True)
+    [kept] = cache.glob(f"*/{name}")
+    kept.chmod(0o666)
+    Tokenizer.from_folder(folder, keep=True)
+    assert count_reads() == 2
+
+
+def test_what_is_kept_has_to_give_text_back(folder, cache, count_reads):
+    Tokenizer.from_folder(folder, keep=True)
+    [kept], [rest] = cache.glob("*/words.json"), cache.glob("*/rest.json")
+    words = json.dumps(json.loads(kept.read_text()) | {"decoder": None})
+    kept.write_text(words)
+    content = json.loads(rest.read_text()) | {"sha256": hashlib.sha256(words.encode()).hexdigest()}
+    rest.write_text(json.dumps(content))
+    Tokenizer.from_folder(folder, keep=True)
+    assert count_reads() == 2
+
+
+def test_a_folder_whose_name_is_no_text_is_opened(folder):
+    other = folder.with_name(os.fsdecode(b"mod\xe8le"))
+    folder.rename(other)
+    Tokenizer.from_folder(other, keep=True)
 
 
 def test_a_panic_on_what_is_kept_is_no_damage_of_the_tokenizer(folder, count_reads, monkeypatch):
@@ -150,12 +178,13 @@ def test_two_folders_with_one_file_of_words_do_not_replace_each_other(folder, ca
 @pytest.mark.parametrize(
     "settings", [{"continuing_subword_prefix": "", "end_of_word_suffix": ""}, {"ignore_merges": True}]
 )
-def test_settings_are_kept(folder, settings):
+def test_settings_are_kept(folder, count_reads, settings):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"] |= settings
     (folder / "tokenizer.json").write_text(json.dumps(content))
     first, second = (Tokenizer.from_folder(folder, keep=True) for _ in range(2))
     assert content_of(first) == content_of(second)
+    assert count_reads() == 1
 
 
 def test_merges_that_the_library_would_pass_over_are_not_kept(folder, cache):
@@ -189,10 +218,15 @@ def test_few_words_are_not_kept(folder, cache, monkeypatch):
     assert not cache.exists()
 
 
-def test_nothing_is_kept_that_the_user_does_not_let_be_kept(folder, cache, monkeypatch):
+def test_nothing_is_kept_or_read_that_the_user_does_not_let_be_kept(folder, cache, count_reads, monkeypatch):
     monkeypatch.setenv(VARIABLE, "off")
     Tokenizer.from_folder(folder, keep=True)
     assert not cache.exists()
+    monkeypatch.delenv(VARIABLE)
+    Tokenizer.from_folder(folder, keep=True)
+    monkeypatch.setenv(VARIABLE, "off")
+    Tokenizer.from_folder(folder, keep=True)
+    assert count_reads() == 3
 
 
 def test_a_user_without_a_home_has_nothing_kept(folder, monkeypatch):

@@ -252,7 +252,8 @@ def test_a_version_among_the_merges_is_no_merge(nano, folder, edit):
 
 
 @pytest.mark.parametrize(
-    "merges", [None, 3, [3], ["a"], [["a"]], [["a", "b", "c"]], ["a b", ["a", "b"]], [{"a": 1, "b": 2}]]
+    "merges",
+    [None, 3, "", {}, {"a b": 1}, [3], ["a"], [["a"]], [["a", "b", "c"]], ["a b", ["a", "b"]], [{"a": 1, "b": 2}]],
 )
 def test_merges_of_another_kind_are_refused(folder, edit, merges):
     edit("tokenizer.json", lambda c: c["model"].update(merges=merges))

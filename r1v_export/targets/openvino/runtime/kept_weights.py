@@ -12,13 +12,11 @@ are known. OpenVINO, its version and the processor have no part in it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import mmap
 import os
-import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from r1v_export.targets.openvino.engine_file import GraphWeights
-from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off, require_own
+from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off, open_own
 
 LEAST_BYTES = 64 << 20
 """Of rounded weights: fewer are rounded in a fifth of a second and weigh little."""
@@ -166,7 +164,7 @@ def _read(entry: Entry) -> dict[str, Arrays] | None:
     if not entry.is_kept():
         return None
     try:
-        with _open(entry.folder / WEIGHTS) as file:
+        with open_own(entry.folder / WEIGHTS) as file:
             index = _checked_index(file)
             mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
         return {name: [_part(mapped, *each) for each in parts] for name, parts in index.items()}
@@ -178,21 +176,6 @@ def _read(entry: Entry) -> dict[str, Arrays] | None:
 def _part(mapped: np.ndarray, offset: int, dtype: str, shape: Sequence[int]) -> np.ndarray:
     end = offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
     return mapped[offset:end].view(dtype).reshape(shape)
-
-
-def _open(path: Path) -> io.BufferedReader:
-    """A file of this user alone, by its own name."""
-    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-    file = os.fdopen(os.open(path, flags), "rb")
-    try:
-        status = os.fstat(file.fileno())
-        require_own(path, status)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-    except OSError:
-        file.close()
-        raise
-    return file
 
 
 def _checked_index(file: io.BufferedReader) -> dict[str, Any]:
