@@ -60,7 +60,8 @@ PARTS = contract.VISION, contract.DECODER
 
 def prepare(work: Path, tower_name: str, vision_layers: int, language_layers: int) -> Checkpoint:
     """A checkpoint of these widths and its graphs, made once."""
-    if not (work / "checkpoint").exists():
+    if not (work / "checkpoint" / "config.json").exists():
+        shutil.rmtree(work / "checkpoint", ignore_errors=True)
         tower = {f"vision_config.{field}": value for field, value in TOWERS[tower_name].items()}
         depth = {"vision_config.num_hidden_layers": vision_layers, "llm_config.num_hidden_layers": language_layers}
         synthesize(work / "checkpoint", preset="internvl3-1b", overrides=tower | depth, dtype="float32")
