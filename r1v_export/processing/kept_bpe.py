@@ -92,8 +92,9 @@ def _keep(words: Words, entry: Entry) -> None:
             content = json.dumps(_definition(words), ensure_ascii=False, separators=(",", ":")).encode()
             added = {name: [token.id, token.special] for name, token in words.added.items()}
             rest = {"added": added, "sha256": hashlib.sha256(content).hexdigest()}
-            (scratch / _WORDS).write_bytes(content)
-            (scratch / _REST).write_text(json.dumps(rest), encoding="utf-8")
+            for name, written in ((_WORDS, content), (_REST, json.dumps(rest).encode())):
+                (scratch / name).touch(mode=0o600)  # whatever the umask lets others do
+                (scratch / name).write_bytes(written)
             entry.keep(scratch)
         except (OSError, ValueError) as error:  # a disk that is full, for example
             entry.not_kept(error)

@@ -135,6 +135,16 @@ def test_a_file_that_others_may_write_is_not_read(folder, cache, count_reads, na
     assert count_reads() == 2
 
 
+def test_what_is_kept_is_read_again_whatever_the_umask(folder, count_reads):
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            Tokenizer.from_folder(folder, keep=True)
+    finally:
+        os.umask(before)
+    assert count_reads() == 1
+
+
 def test_what_is_kept_has_to_give_text_back(folder, cache, count_reads):
     Tokenizer.from_folder(folder, keep=True)
     [kept], [rest] = cache.glob("*/words.json"), cache.glob("*/rest.json")
