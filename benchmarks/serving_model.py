@@ -36,12 +36,12 @@ class Model:
 
     Args:
         work: where they are.
-        words: whether the tokenizer has one for each id below its added tokens, as published ones have: 151,643 of
-            them. Else it has the 256 bytes.
+        full_vocabulary: whether there is a token for each id below the added ones, as in published tokenizers: 151,643
+            of them. Else there are the 256 bytes.
     """
 
     work: Path
-    words: bool = False
+    full_vocabulary: bool = False
 
     @property
     def checkpoint(self) -> Path:
@@ -63,8 +63,8 @@ class Model:
         if not (self.checkpoint / "config.json").exists():
             changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
             _r1v_export("synth", self.checkpoint, "--preset", "internvl3-1b", "--vision-layers", "4", *changes)
-        if self.words:
-            add_words(self.checkpoint / "tokenizer.json")
+        if self.full_vocabulary:
+            fill_vocabulary(self.checkpoint / "tokenizer.json")
         speak_letters(self.checkpoint)
         recipe = self.work / "int4-32.yaml"  # llama.cpp's groups
         recipe.write_text(load("int4-rtn").to_yaml().replace("group_size: 128", "group_size: 32"), encoding="utf-8")
@@ -86,8 +86,8 @@ def _r1v_export(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "r1v_export.cli.main", *words], check=True, stdout=sys.stderr)
 
 
-def add_words(file: Path) -> None:
-    """Random words of up to 14 letters, each merged of two others, for all ids of a tokenizer.json that have none."""
+def fill_vocabulary(file: Path) -> None:
+    """Random tokens of up to 14 letters, each merged of two others, for all ids of a tokenizer.json that have none."""
     content = json.loads(file.read_text(encoding="utf-8"))
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     parts, rng = [token for token in vocabulary if len(token) == 1 and token.isalpha()], random.Random(0)
@@ -95,10 +95,10 @@ def add_words(file: Path) -> None:
     free = sorted({*range(first_added)} - {*vocabulary.values()})
     for id_ in free:
         pair = rng.choices(parts, k=2)
-        while len(word := "".join(pair)) > 14 or word in vocabulary:
+        while len(token := "".join(pair)) > 14 or token in vocabulary:
             pair = rng.choices(parts, k=2)
-        vocabulary[word] = id_
-        parts.append(word)
+        vocabulary[token] = id_
+        parts.append(token)
         merges.append(pair)
     if free:
         whole = file.with_suffix(".new")

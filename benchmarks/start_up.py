@@ -3,10 +3,10 @@ cache; and opening an INT4 decoder of the 38B's width, over one read of its byte
 
 `serving_model.py`'s random model of Qwen2-0.5B's shape. The linears of its layers have 4 bits, in groups of 128 (of 32
 in llama.cpp's Q4_0); embeddings are float32, and so is genai's head, while ours has 8 bits; both are bfloat16 in
-llama.cpp's file. `headed` has a head in 4 bits, too. The tokenizer has 151,643 words. Each turn of each engine is a
+llama.cpp's file. `headed` has a head in 4 bits, too. The vocabulary has 151,643 tokens. Each turn of each engine is a
 process that ends at its first token: ours is the whole command; the others are `start_up_engine.py`, given the text of
 the whole prompt, template included, of which they have to make the tokens that ours makes. What ours keeps in the
-user's cache folder, weights in their kernel's layout and the tokenizer's words, is there before it is measured.
+user's cache folder, weights in their kernel's layout and the vocabulary, is there before it is measured.
 
     python benchmarks/start_up.py --genai DIR --llama ENVIRONMENT [--prepare]
     python benchmarks/start_up.py --only slice
@@ -130,12 +130,8 @@ class Prepared:
     """
 
     def __init__(self, work: Path, genai: Path | None, llama: Path | None) -> None:
-        self.work, self.genai, self.llama, self.model = (
-            work,
-            genai,
-            llama,
-            Model(work / "model-151643-words", words=True),
-        )
+        self.work, self.genai, self.llama = work, genai, llama
+        self.model = Model(work / "model-full-vocabulary", full_vocabulary=True)
 
     @property
     def headed(self) -> Path:

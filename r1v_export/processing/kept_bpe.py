@@ -1,6 +1,6 @@
-"""A tokenizer's words, read and checked, kept between processes on one machine.
+"""A tokenizer's vocabulary and merges, read and checked, kept between processes on one machine.
 
-To parse and to check the files of 151,643 words takes as long as the library needs for them. They are kept in the
+To parse and to check the files of 151,643 tokens takes as long as the library needs for them. They are kept in the
 user's cache folder in the form that the library reads fastest: a tokenizer.json without added tokens and with merges
 as texts, as transformers wrote them before 2024. The name of an entry holds a hash of what decides its content: the
 versions of the library and of this package, `_CHECKED_AS`, and the path, size, inode and time of change of each file
@@ -17,36 +17,36 @@ from pathlib import Path
 import tokenizers
 
 from r1v_export.errors import CheckpointError
-from r1v_export.processing.tokenizer_files import FILES, AddedToken, library_errors, words_file
-from r1v_export.processing.tokenizer_words import VERSION_LINE, Words, check_gives_text_back, read_words
+from r1v_export.processing.tokenizer_files import FILES, AddedToken, library_errors, vocabulary_file
+from r1v_export.processing.tokenizer_vocabulary import VERSION_LINE, Vocabulary, check_gives_text_back, read_vocabulary
 from r1v_export.strict import load_json
 from r1v_export.user_cache import Entry, cache_folder, digest, file_states, is_off, open_own
 from r1v_export.version import VERSION
 
-LEAST_WORDS = 1 << 14
+LEAST_TOKENS = 1 << 14
 """Fewer are read in less than a tenth of a second."""
 _CHECKED_AS = 1
 """Raised with every change of what is read from the files, of what is checked, and of how it is kept."""
-_WORDS, _REST = "words.json", "rest.json"
+_VOCABULARY, _REST = "vocabulary.json", "rest.json"
 
 
 def kept_bpe(folder: Path) -> tuple[tokenizers.Tokenizer, Mapping[str, AddedToken]]:
-    """A folder's words, opened, and its added tokens: from what an earlier process has kept; if it has nothing, many
-    words are kept now.
+    """A folder's vocabulary, opened, and its added tokens: from what an earlier process has kept; if it has nothing, a
+    large vocabulary is kept now.
 
     That nothing can be kept is no error.
 
     Raises:
-        CheckpointError: as of `read_words` and `Words.open`.
+        CheckpointError: as of `read_vocabulary` and `Vocabulary.open`.
     """
     entry = _entry(folder)
     if entry is not None and (kept := _read(entry)) is not None:
         return kept
-    words = read_words(folder)
-    opened = words.open(words_file(folder))
-    if entry is not None and len(words.ids) >= LEAST_WORDS and entry.is_own():
-        _keep(words, entry)
-    return opened, words.added
+    vocabulary = read_vocabulary(folder)
+    opened = vocabulary.open(vocabulary_file(folder))
+    if entry is not None and len(vocabulary.ids) >= LEAST_TOKENS and entry.is_own():
+        _keep(vocabulary, entry)
+    return opened, vocabulary.added
 
 
 def _entry(folder: Path) -> Entry | None:
@@ -55,7 +55,7 @@ def _entry(folder: Path) -> Entry | None:
     if cache is None or is_off():
         return None
     try:
-        group, source = digest(str(folder.resolve())), words_file(folder).resolve()
+        group, source = digest(str(folder.resolve())), vocabulary_file(folder).resolve()
         states = file_states([path.resolve() for name in FILES if (path := folder / name).exists()])
     except (OSError, RuntimeError):  # links in a circle, for example; said where the file is read
         return None
@@ -69,12 +69,12 @@ def _read(entry: Entry) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]] | 
     if not entry.is_kept() or not entry.is_own():
         return None
     try:
-        where = entry.folder / _WORDS
-        with open_own(where) as words, open_own(entry.folder / _REST) as file:
-            content = words.read()
+        where = entry.folder / _VOCABULARY
+        with open_own(where) as kept, open_own(entry.folder / _REST) as file:
+            content = kept.read()
             rest = load_json(file.read(), CheckpointError, "What was kept is damaged")
         if hashlib.sha256(content).hexdigest() != rest["sha256"]:
-            raise ValueError(f"{_WORDS} is damaged")
+            raise ValueError(f"{_VOCABULARY} is damaged")
         with library_errors(where):
             opened = tokenizers.Tokenizer.from_buffer(content)
             check_gives_text_back(opened, where)
@@ -84,15 +84,15 @@ def _read(entry: Entry) -> tuple[tokenizers.Tokenizer, dict[str, AddedToken]] | 
         return None
 
 
-def _keep(words: Words, entry: Entry) -> None:
+def _keep(vocabulary: Vocabulary, entry: Entry) -> None:
     with entry.scratch() as scratch:
         if scratch is None:
             return
         try:
-            content = json.dumps(_definition(words), ensure_ascii=False, separators=(",", ":")).encode()
-            added = {name: [token.id, token.special] for name, token in words.added.items()}
+            content = json.dumps(_definition(vocabulary), ensure_ascii=False, separators=(",", ":")).encode()
+            added = {name: [token.id, token.special] for name, token in vocabulary.added.items()}
             rest = {"added": added, "sha256": hashlib.sha256(content).hexdigest()}
-            for name, written in ((_WORDS, content), (_REST, json.dumps(rest).encode())):
+            for name, written in ((_VOCABULARY, content), (_REST, json.dumps(rest).encode())):
                 (scratch / name).touch(mode=0o600)  # whatever the umask lets others do
                 (scratch / name).write_bytes(written)
             entry.keep(scratch)
@@ -100,12 +100,12 @@ def _keep(words: Words, entry: Entry) -> None:
             entry.not_kept(error)
 
 
-def _definition(words: Words) -> dict[str, object]:
+def _definition(vocabulary: Vocabulary) -> dict[str, object]:
     """
     Raises:
         ValueError: merges that cannot be texts.
     """
-    merges = [" ".join(pair) for pair in words.merges]
+    merges = [" ".join(pair) for pair in vocabulary.merges]
     if any(text.count(" ") != 1 or text.startswith(VERSION_LINE) for text in merges):
         raise ValueError("merges as texts would be read as other merges")
-    return {**words.settings, "model": {**words.settings["model"], "vocab": words.ids, "merges": merges}}
+    return {**vocabulary.settings, "model": {**vocabulary.settings["model"], "vocab": vocabulary.ids, "merges": merges}}

@@ -16,8 +16,8 @@ import tokenizers
 from r1v_export.errors import CheckpointError, InputError
 from r1v_export.processing.byte_level import BYTE_OF
 from r1v_export.processing.kept_bpe import kept_bpe
-from r1v_export.processing.tokenizer_files import MAX_ID, AddedToken, words_file
-from r1v_export.processing.tokenizer_words import read_words
+from r1v_export.processing.tokenizer_files import MAX_ID, AddedToken, vocabulary_file
+from r1v_export.processing.tokenizer_vocabulary import read_vocabulary
 from r1v_export.quoting import shorten_value
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -56,7 +56,7 @@ class Tokenizer:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the added tokens of every tokenizer file.
 
         Args:
-            keep: keep on disk what is read of many words, for the next process, see `kept_bpe`.
+            keep: keep on disk what is read of a large vocabulary, for the next process, see `kept_bpe`.
 
         Raises:
             CheckpointError: a file is missing, damaged, contradicts another, is not a byte-level BPE, or does not give
@@ -65,8 +65,8 @@ class Tokenizer:
         folder = Path(folder)
         if keep:
             return cls(*kept_bpe(folder))
-        words = read_words(folder)
-        return cls(words.open(words_file(folder)), words.added)
+        vocabulary = read_vocabulary(folder)
+        return cls(vocabulary.open(vocabulary_file(folder)), vocabulary.added)
 
     def with_grounding(self, names: Iterable[str] = GROUNDING_TOKENS) -> Tokenizer:
         """The same tokenizer, with `<ref>`, `<box>` and `<quad>` shown in decoded text, and special in prompts, where

@@ -43,8 +43,8 @@ FILES = (
 """All that are read here."""
 
 
-def words_file(folder: Path) -> Path:
-    """The file that has the words."""
+def vocabulary_file(folder: Path) -> Path:
+    """The file that has the vocabulary."""
     return folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
 
 

@@ -1,4 +1,4 @@
-"""Words of a tokenizer kept between processes: the same tokenizer with and without them, and never a stale one."""
+"""A vocabulary kept between processes: the same tokenizer with and without it, and never a stale one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty, and one in which few words are kept, too."""
+    """Empty, and one in which small vocabularies are kept, too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept_bpe, "LEAST_WORDS", 1)
+    monkeypatch.setattr(kept_bpe, "LEAST_TOKENS", 1)
     found = cache_folder("tokenizer")
     assert found is not None
     return found
@@ -45,8 +45,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How often the tokenizer files were read."""
     reads: list[Path] = []
-    read = kept_bpe.read_words
-    monkeypatch.setattr(kept_bpe, "read_words", lambda folder: (reads.append(folder), read(folder))[1])
+    read = kept_bpe.read_vocabulary
+    monkeypatch.setattr(kept_bpe, "read_vocabulary", lambda folder: (reads.append(folder), read(folder))[1])
     return lambda: len(reads)
 
 
@@ -92,7 +92,7 @@ def test_a_file_of_the_same_size_and_time_is_another_one(folder):
     assert Tokenizer.from_folder(folder, keep=True).token_id("<two>") == 520
 
 
-@pytest.mark.parametrize("name", ["words.json", "rest.json"])
+@pytest.mark.parametrize("name", ["vocabulary.json", "rest.json"])
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"added": {}}', "\udcff", "[" * 100_000])
 def test_what_is_damaged_is_made_anew(folder, cache, count_reads, name, damage):
     expected = content_of(Tokenizer.from_folder(folder, keep=True))
@@ -104,9 +104,9 @@ def test_what_is_damaged_is_made_anew(folder, cache, count_reads, name, damage):
 
 
 def test_what_can_be_read_but_is_another_tokenizer_is_made_anew(folder, cache):
-    """A word of a special token's id would let text make that token."""
+    """A token of a special token's id would let text make that token."""
     expected = content_of(Tokenizer.from_folder(folder, keep=True))
-    [kept] = cache.glob("*/words.json")
+    [kept] = cache.glob("*/vocabulary.json")
     content = json.loads(kept.read_text())
     content["model"]["vocab"]["qz"] = 496
     content["model"]["merges"].append("q z")
@@ -126,7 +126,7 @@ def test_nothing_is_read_or_kept_where_others_may_write(folder, cache, count_rea
     assert list(cache.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["words.json", "rest.json"])
+@pytest.mark.parametrize("name", ["vocabulary.json", "rest.json"])
 def test_a_file_that_others_may_write_is_not_read(folder, cache, count_reads, name):
     Tokenizer.from_folder(folder, keep=True)
     [kept] = cache.glob(f"*/{name}")
@@ -147,7 +147,7 @@ def test_what_is_kept_is_read_again_whatever_the_umask(folder, count_reads):
 
 def test_what_is_kept_has_to_give_text_back(folder, cache, count_reads):
     Tokenizer.from_folder(folder, keep=True)
-    [kept], [rest] = cache.glob("*/words.json"), cache.glob("*/rest.json")
+    [kept], [rest] = cache.glob("*/vocabulary.json"), cache.glob("*/rest.json")
     words = json.dumps(json.loads(kept.read_text()) | {"decoder": None})
     kept.write_text(words)
     content = json.loads(rest.read_text()) | {"sha256": hashlib.sha256(words.encode()).hexdigest()}
@@ -175,7 +175,7 @@ def test_a_panic_on_what_is_kept_is_no_damage_of_the_tokenizer(folder, count_rea
     assert count_reads() == 2
 
 
-def test_two_folders_with_one_file_of_words_do_not_replace_each_other(folder, cache, count_reads):
+def test_two_folders_with_one_vocabulary_file_do_not_replace_each_other(folder, cache, count_reads):
     other = folder.with_name("other")
     other.mkdir()
     for name in FILES:
@@ -212,7 +212,7 @@ def test_merges_that_the_library_would_pass_over_are_not_kept(folder, cache):
     assert not list(cache.iterdir())
 
 
-def test_words_with_spaces_are_not_kept(folder, cache):
+def test_tokens_with_spaces_are_not_kept(folder, cache):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"] |= {" ": 600, "  ": 601}
     content["model"]["merges"].append([" ", " "])
@@ -222,8 +222,8 @@ def test_words_with_spaces_are_not_kept(folder, cache):
     assert not list(cache.iterdir())
 
 
-def test_few_words_are_not_kept(folder, cache, monkeypatch):
-    monkeypatch.setattr(kept_bpe, "LEAST_WORDS", 1000)
+def test_a_small_vocabulary_is_not_kept(folder, cache, monkeypatch):
+    monkeypatch.setattr(kept_bpe, "LEAST_TOKENS", 1000)
     Tokenizer.from_folder(folder, keep=True)
     assert not cache.exists()
 

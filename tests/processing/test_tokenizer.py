@@ -232,7 +232,7 @@ def test_no_beginning_of_sequence_is_added(nano, folder, edit):
     [{}, {"ignore_merges": True}, {"byte_fallback": True, "fuse_unk": True}, {"unk_token": "a", "dropout": 0.5}],
     ids=str,
 )
-def test_words_are_given_to_the_library_as_it_reads_them_itself(folder, edit, settings, as_text):
+def test_the_vocabulary_is_given_to_the_library_as_it_reads_it_itself(folder, edit, settings, as_text):
     def change(content: dict) -> None:
         content["model"] |= settings
         content["added_tokens"] = []
@@ -257,7 +257,7 @@ def test_a_version_among_the_merges_is_no_merge(nano, folder, edit):
 )
 def test_merges_of_another_kind_are_refused(folder, edit, merges):
     edit("tokenizer.json", lambda c: c["model"].update(merges=merges))
-    with pytest.raises(CheckpointError, match="no merges of two words each"):
+    with pytest.raises(CheckpointError, match="no merges of two tokens each"):
         Tokenizer.from_folder(folder)
 
 

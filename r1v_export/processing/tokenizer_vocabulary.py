@@ -1,4 +1,4 @@
-"""The words of a checkpoint's byte-level BPE, checked, apart from its added tokens."""
+"""Vocabulary and merges of a checkpoint's byte-level BPE, checked, apart from its added tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from r1v_export.processing.tokenizer_files import (
     library_errors,
     read_added_tokens,
     read_definition,
-    words_file,
+    vocabulary_file,
 )
 from r1v_export.quoting import shorten_text, shorten_value
 
@@ -34,22 +34,22 @@ _PROBE = unicodedata.normalize("NFC", f"  {''.join(map(chr, range(1, 1024)))}\u4
 
 
 @dataclass(frozen=True)
-class Words:
+class Vocabulary:
     """A byte-level BPE, and the tokens that were added to it."""
 
     settings: Mapping[str, Any]
-    """Content of a tokenizer.json without words and without added tokens."""
+    """Content of a tokenizer.json without vocabulary, merges and added tokens."""
     ids: dict[str, int]
-    """Id of each word; no added token is one, so that no merge can ever make one."""
+    """Id of each token; no added token is one, so that no merge can ever make one."""
     merges: Sequence[tuple[str, str]]
-    """Words that are merged, the first ones first."""
+    """Pairs of tokens that are merged, the first ones first."""
     added: Mapping[str, AddedToken]
 
     def open(self, file: Path) -> tokenizers.Tokenizer:
-        """The library's tokenizer of the words alone.
+        """The library's tokenizer of the vocabulary alone.
 
-        The words are given to it as they are: to write 151,643 of them as JSON, for the library to read it, takes
-        longer than all else of opening a tokenizer.
+        Vocabulary and merges are given to it as they are: to write 151,643 tokens as JSON, for the library to read it,
+        takes longer than all else of opening a tokenizer.
 
         Args:
             file: where they are from, for the error.
@@ -67,14 +67,14 @@ class Words:
         return tokenizer
 
 
-def read_words(folder: Path) -> Words:
+def read_vocabulary(folder: Path) -> Vocabulary:
     """Read the tokenizer files of a checkpoint.
 
     Raises:
         CheckpointError: a file is missing, damaged, contradicts another, or is not of a byte-level BPE.
     """
     definition = read_definition(folder)
-    added, file = read_added_tokens(folder, definition), words_file(folder)
+    added, file = read_added_tokens(folder, definition), vocabulary_file(folder)
     model = definition.get("model")
     model = model if isinstance(model, dict) else {}
     ids = model.get("vocab") if model.get("type") in ("BPE", None) else None
@@ -96,11 +96,11 @@ def read_words(folder: Path) -> Words:
     try:
         merges = _pairs(model["merges"])
     except (KeyError, TypeError, ValueError) as error:
-        raise corrupt_file(file, f"model: no merges of two words each ({type(error).__name__})") from error
+        raise corrupt_file(file, f"model: no merges of two tokens each ({type(error).__name__})") from error
     # No truncation, padding or post-processor: they would change text behind the caller's back.
     off: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-    wordless = {**model, **dict.fromkeys(_AFFIXES), "vocab": {}, "merges": []}
-    return Words({**definition, **off, "model": wordless}, ids, merges, added)
+    empty = {**model, **dict.fromkeys(_AFFIXES), "vocab": {}, "merges": []}
+    return Vocabulary({**definition, **off, "model": empty}, ids, merges, added)
 
 
 def check_gives_text_back(tokenizer: tokenizers.Tokenizer, file: Path) -> None:
