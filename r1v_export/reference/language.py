@@ -95,7 +95,12 @@ class Attention(nn.Module):
         self.cached_key, self.cached_value = nn.Identity(), nn.Identity()
 
     def forward(
-        self, x_BSE: Tensor, rotary: Rotary, step: CacheStep, cache: LayerCache | None
+        self,
+        x_BSE: Tensor,
+        rotary: Rotary,
+        step: CacheStep,
+        cache: LayerCache | None,
+        wanted_BP: Tensor | None = None,
     ) -> tuple[Tensor, LayerCache | None]:
         q_BHSD, k_BKSD, v_BKSD = (
             proj(x_BSE).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -112,7 +117,8 @@ class Attention(nn.Module):
                 operators.update_cache(cache.value, v_BKSD, step.write_index),
             )
             attended = operators.cached_attention(q_BHSD, *cache, step.length)
-        return self.o_proj(attended.transpose(1, 2).flatten(2)), cache
+        attended_BSE = attended.transpose(1, 2).flatten(2)
+        return self.o_proj(_taken(attended_BSE, wanted_BP)), cache
 
 
 class MLP(nn.Module):
@@ -130,7 +136,11 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm layer: attention, then MLP, each with a residual connection."""
+    """Pre-norm layer: attention, then MLP, each with a residual connection.
+
+    Every token's keys and values go into the cache; where `wanted` is given, hidden states are computed only of the
+    tokens at these indices [B, P], as the last layer's are for the logits.
+    """
 
     def __init__(self, spec: LanguageSpec) -> None:
         super().__init__()
@@ -140,11 +150,20 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(spec)
 
     def forward(
-        self, h_BSE: Tensor, rotary: Rotary, step: CacheStep, cache: LayerCache | None
+        self,
+        h_BSE: Tensor,
+        rotary: Rotary,
+        step: CacheStep,
+        cache: LayerCache | None,
+        wanted_BP: Tensor | None = None,
     ) -> tuple[Tensor, LayerCache | None]:
-        attended, cache = self.self_attn(self.input_layernorm(h_BSE), rotary, step, cache)
-        h_BSE = h_BSE + attended
+        attended, cache = self.self_attn(self.input_layernorm(h_BSE), rotary, step, cache, wanted_BP)
+        h_BSE = _taken(h_BSE, wanted_BP) + attended
         return h_BSE + self.mlp(self.post_attention_layernorm(h_BSE)), cache
+
+
+def _taken(h_BSE: Tensor, wanted_BP: Tensor | None) -> Tensor:
+    return h_BSE if wanted_BP is None else operators.take_tokens(h_BSE, wanted_BP)
 
 
 class Qwen2(nn.Module):
@@ -190,8 +209,7 @@ class LanguageModel(nn.Module):
         """
         h_BSE, present = inputs_embeds_BSE, []
         for index, layer in enumerate(self.model.layers):
-            h_BSE, updated = layer(h_BSE, rotary, step, None if cache is None else cache[index])
+            wanted_BP = logits_index_BP if layer is self.model.layers[-1] else None
+            h_BSE, updated = layer(h_BSE, rotary, step, None if cache is None else cache[index], wanted_BP)
             present.append(updated)
-        if logits_index_BP is not None:
-            h_BSE = operators.take_tokens(h_BSE, logits_index_BP)
         return self.lm_head(self.model.norm(h_BSE)), None if cache is None else present

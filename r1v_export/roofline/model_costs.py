@@ -67,7 +67,8 @@ def vision_costs(model: GpuModel, tiles: int) -> list[Cost]:
 def decoder_costs(model: GpuModel, batch: int, seq: int, length: int) -> list[Cost]:
     """One step of the language model: all of its layers, a GPU's share of each, and logits of the last position.
 
-    With pipeline stages this is what the GPUs do one after the other.
+    Behind its attention the last layer computes that position alone, as our decoder graph does; TensorRT-LLM's own
+    network computes all of them there. With pipeline stages this is what the GPUs do one after the other.
 
     Args:
         batch: sequences.
@@ -82,6 +83,7 @@ def decoder_costs(model: GpuModel, batch: int, seq: int, length: int) -> list[Co
 def _layer(model: GpuModel, index: int, batch: int, seq: int, length: int) -> Iterator[Cost]:
     language, tp = model.spec.language, model.parallel.tp
     name, rows, hidden = f"language_model.model.layers.{index}", batch * seq, language.hidden_size
+    rows_after_attention = batch if index == language.num_layers - 1 else rows
     query, key_value = language.num_heads * language.head_dim, language.num_kv_heads * language.head_dim
     for linear, out_features, in_features in (
         ("self_attn.q_proj", query, hidden),
@@ -107,7 +109,8 @@ def _layer(model: GpuModel, index: int, batch: int, seq: int, length: int) -> It
     ):
         cut_inputs = linear in CUT_ALONG_INPUTS
         own_outputs, own_inputs = (1, tp) if cut_inputs else (tp, 1)
-        yield _linear(model, f"{name}.{linear}", rows, out_features // own_outputs, in_features // own_inputs)
+        sizes = (rows_after_attention, out_features // own_outputs, in_features // own_inputs)
+        yield _linear(model, f"{name}.{linear}", *sizes)
 
 
 def _linear(model: GpuModel, name: str, rows: int, out_features: int, in_features: int) -> Cost:

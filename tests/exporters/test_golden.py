@@ -5,6 +5,7 @@ After a deliberate change: `pytest tests/exporters/test_golden.py --update-golde
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx_ir as ir
@@ -63,5 +64,13 @@ def test_the_graph_is_what_the_golden_text_says(model, precision, graph, specs, 
 
 def test_layers_that_are_alike_are_printed_once():
     text = (GRAPHS / "r1v3-38b" / "bf16" / "decoder.txt").read_text()
-    assert "-- layers 1 ... 63: alike but for i, the layer's number" in text
-    assert text.count("self_attn/Attention bfloat16[batch, 40, seq, 128] = Attention(") == 2
+    assert "-- layers 1 ... 62: alike but for i, the layer's number" in text
+    assert text.count("self_attn/Attention bfloat16[batch, 40, seq, 128] = Attention(") == 3
+
+
+def test_the_last_layer_computes_what_the_logits_need() -> None:
+    text = (GRAPHS / "r1v3-38b" / "bf16" / "decoder.txt").read_text()
+    for linear in ("o_proj", "gate_proj", "up_proj", "down_proj"):
+        (line,) = (line for line in text.splitlines() if re.match(rf"\S+\.63\.\S+\.{linear}/MatMul ", line))
+        assert "[batch, logit_positions, " in line
+    assert re.search(r"\.63\.self_attn\.k_proj/MatMul bfloat16\[batch, seq, ", text), "the cache has every token"

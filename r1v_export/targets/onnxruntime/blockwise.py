@@ -69,7 +69,8 @@ class OnnxRuntimeBlocks:
     def decoder_layer(self, layer: int) -> OpenCache:
         before = contract.decoder_layer(layer - 1) if layer else contract.INPUTS_EMBEDS
         pairs = contract.cache_pairs(self.sizes.layers)[2 * layer : 2 * layer + 2]
-        places = [contract.POSITION_IDS, contract.CACHE_WRITE_INDEX, contract.CACHE_LENGTH]
+        # The last layer computes hidden states of the tokens whose logits are wanted: here, of all.
+        places = [contract.POSITION_IDS, contract.CACHE_WRITE_INDEX, contract.CACHE_LENGTH, contract.LOGITS_INDEX]
         after = contract.decoder_layer(layer)
         inputs, outputs = [before, *places, *(past for past, _ in pairs)], [after, *(present for _, present in pairs)]
         session = self._open(contract.DECODER, inputs, outputs)
@@ -79,6 +80,7 @@ class OnnxRuntimeBlocks:
         before = contract.decoder_layer(self.sizes.layers - 1)
         # A head in 16 bits is widened to float32 on a CPU. Of a large vocabulary it is the largest block: not twice.
         prepack = self._graph(contract.DECODER).graph.inputs[0].dtype != ir.DataType.FLOAT16
+        # Decoders of earlier versions take the tokens in front of the head, not inside of the last layer.
         session = self._open(contract.DECODER, [before, contract.LOGITS_INDEX], [contract.LOGITS], prepack)
 
         def run(hidden_RE: np.ndarray) -> np.ndarray:
@@ -111,6 +113,7 @@ class OnnxRuntimeBlocks:
                 contract.POSITION_IDS: np.arange(start, start + seq, dtype=np.int64)[None],
                 contract.CACHE_WRITE_INDEX: np.array([start], dtype=np.int64),
                 contract.CACHE_LENGTH: np.array([start + seq], dtype=np.int64),
+                contract.LOGITS_INDEX: np.arange(seq, dtype=np.int64)[None],
             }
             bound = {name: np.zeros(array.shape, array.dtype) for name, array in inputs.items()}
             bound[before], output = (np.zeros(hidden_1SE.shape, dtype) for _ in range(2))
