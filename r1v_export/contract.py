@@ -259,6 +259,15 @@ class VisionBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class BeginsDecoder(Protocol):
+    """An engine that can open what decodes in a thread, while its process does something else."""
+
+    def begin_decoder(self) -> None:
+        """Begin to open the decoder and come back. The first use waits for it, and raises what opening has raised."""
+        ...
+
+
 class DecoderEngine(Protocol):
     """The decoder graph, runnable."""
 

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from r1v_export.bundle import Bundle
 from r1v_export.config import Device
-from r1v_export.contract import Engine, VisionEngine
+from r1v_export.contract import BeginsDecoder, Engine, VisionEngine
 from r1v_export.errors import CapabilityError, UsageError
 from r1v_export.log_event import log_event
 from r1v_export.processing.pipeline_document import open_files
+from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.engine_runner import EngineRunner
 from r1v_export.runner.generator_runner import GeneratorRunner
@@ -59,11 +60,9 @@ def open_runner(
         CapabilityError: what the engine needs is not here.
     """
     bundle = Bundle.open(folder)
-    tokenizer, pipeline = open_files(folder, keep=True)
-    if grounding:
-        tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
     if engine is not None:
         _refuse_named(vision_target, decoder_target)
+        tokenizer, pipeline = _open_files(folder, grounding)
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
     if target == PYTORCH:
@@ -74,6 +73,9 @@ def open_runner(
     images = choose(bundle, target, vision_target, device)
     asked = {what for what, name in (("images", vision_target), ("decoder", decoder_target)) if name != AUTO}
     paired = _paired(opened, bundle, target, images, decoder, device, asked)
+    if isinstance(paired, BeginsDecoder):
+        paired.begin_decoder()  # in a thread, while the tokenizer is read here
+    tokenizer, pipeline = _open_files(folder, grounding)
     return EngineRunner(paired, tokenizer, pipeline, images.note, decoder.note)
 
 
@@ -93,6 +95,13 @@ def open_vision(
     if engine is None:
         return _open_engine(bundle, target, device), pipeline
     return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
+
+
+def _open_files(folder: Path, grounding: bool) -> tuple[Tokenizer, PipelineDocument]:
+    tokenizer, pipeline = open_files(folder, keep=True)
+    if grounding:
+        tokenizer = tokenizer.with_grounding(piece.token for piece in pipeline.prompt.grounding_tokens)
+    return tokenizer, pipeline
 
 
 def _refuse_named(vision_target: str, decoder_target: str | None) -> None:

@@ -7,7 +7,15 @@ from functools import cached_property
 
 import numpy as np
 
-from r1v_export.contract import CacheLimits, Decoder, DecoderEngine, Engine, VisionBlocks, VisionEngine
+from r1v_export.contract import (
+    BeginsDecoder,
+    CacheLimits,
+    Decoder,
+    DecoderEngine,
+    Engine,
+    VisionBlocks,
+    VisionEngine,
+)
 from r1v_export.errors import CapabilityError
 
 
@@ -63,6 +71,11 @@ class PairedEngine:
 
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
         return self.engine.embed(input_ids, image_embeds)
+
+    def begin_decoder(self) -> None:
+        """Begin to open what decodes, where that is the engine itself and it can."""
+        if self._open_decoder is None and isinstance(self.engine, BeginsDecoder):
+            self.engine.begin_decoder()
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         return self.decoding.decoder(batch, capacity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from r1v_export.contract import BeginsDecoder
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.runner.paired_engine import PairedEngine
 from tests.tiny_models import random_model, tiny_spec
@@ -56,3 +57,27 @@ def test_what_encodes_images_is_not_opened_for_text() -> None:
     pair = PairedEngine(engine, "two engines", lambda: pytest.fail("no image is encoded"))
     pair.embed(np.array([[3, 4, 5]]), np.zeros((0, engine.sizes.hidden), np.float32))
     pair.decoder(1, 8)
+
+
+class Beginning(ReferenceEngine):
+    """Counts how often its decoder is begun."""
+
+    begun = 0
+
+    def begin_decoder(self) -> None:
+        self.begun += 1
+
+
+@pytest.mark.parametrize("other_decodes", [False, True])
+def test_the_engines_decoder_is_begun_unless_another_one_decodes(other_decodes: bool) -> None:
+    engine = Beginning(random_model(tiny_spec()))
+    pair = PairedEngine(engine, "two engines", open_decoder=(lambda: pytest.fail("not yet")) if other_decodes else None)
+    assert isinstance(pair, BeginsDecoder)
+    pair.begin_decoder()
+    assert engine.begun == (0 if other_decodes else 1)
+
+
+def test_an_engine_that_cannot_begin_is_left_alone() -> None:
+    engine = ReferenceEngine(random_model(tiny_spec()))
+    assert not isinstance(engine, BeginsDecoder)
+    PairedEngine(engine, "one engine").begin_decoder()

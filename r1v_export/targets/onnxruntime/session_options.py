@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from r1v_export import contract
 from r1v_export.errors import BundleError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
-from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, INT4, INT8, UINT4, Model
+from r1v_export.targets.onnxruntime.graph_message import FLOAT8E4M3FN, FLOAT16, INT4, INT8, UINT4, Model, Tensor
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 INT4_INPUTS = "r1v.int4_inputs"
@@ -32,6 +32,8 @@ effect on others."""
 PARALLEL_PREPACK = "session.prepack.enable_parallel"
 """Whether weights are brought into their kernels' layouts on all threads. By default one does so while the others wait,
 and each weight is given up before the next; all threads give up none before all are done."""
+MOST_BY_ONE_THREAD_BYTES = 512 << 20
+"""Of weights that one thread prepares in about the time in which another one reads a large tokenizer."""
 _FP8 = {FLOAT8E4M3FN}
 _FOUR_BITS = {INT4, UINT4}
 _INT8_IN_FLOAT16 = {INT8, FLOAT16}
@@ -108,6 +110,13 @@ def quantization_entries(model: Model) -> dict[str, str]:
 
 def four_bit_bytes(model: Model) -> int:
     """Of a graph's 4-bit weights in files of their own."""
-    weights = [weight for weight in model.graph.initializer if weight.data_type in _FOUR_BITS]
-    lengths = (entry.value for weight in weights for entry in weight.external_data if entry.key == "length")
-    return sum(map(int, lengths))
+    return sum(_external_bytes(weight) for weight in model.graph.initializer if weight.data_type in _FOUR_BITS)
+
+
+def external_bytes(model: Model) -> int:
+    """Of all of a graph's weights in files of their own."""
+    return sum(map(_external_bytes, model.graph.initializer))
+
+
+def _external_bytes(weight: Tensor) -> int:
+    return sum(int(entry.value) for entry in weight.external_data if entry.key == "length")

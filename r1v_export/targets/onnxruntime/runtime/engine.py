@@ -17,6 +17,7 @@ from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime import weights_memory
 from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer, open_cache
 from r1v_export.targets.onnxruntime.runtime.embedding_table import EmbeddingTable, find_table
+from r1v_export.targets.onnxruntime.runtime.opening import Begun, Opening
 from r1v_export.targets.onnxruntime.runtime.run import CACHE_TYPES, ELEMENT_TYPES, naming, refusing_overflow, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
@@ -63,6 +64,7 @@ class OnnxRuntimeEngine:
         self.folder, self.weights_root, self.sizes = folder, weights_root, sizes
         self.device, self.threads, self.gpu, self.keep = device, threads, gpu, keep
         self._settling = weights_memory.Settling(0)
+        self._opening: Opening[ort.InferenceSession] | None = None
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         return in_tile_groups(
@@ -118,21 +120,28 @@ class OnnxRuntimeEngine:
     def _table(self) -> EmbeddingTable | None:
         return find_table(self.folder / f"{contract.EMBED}.onnx", self.weights_root, self.sizes)
 
+    def begin_decoder(self) -> None:
+        """Begin to open the decoder's session in a thread; on a GPU nothing."""
+        if self.device == "cpu":
+            self._opening = Opening(self._open_decoder)
+
     @cached_property
     def _decoder(self) -> ort.InferenceSession:
+        return self._opening.result() if self._opening else self._open_decoder()
+
+    def _open_decoder(self, begun: Begun | None = None) -> ort.InferenceSession:
         before_bytes = weights_memory.resident_bytes()
-        session = self._open(contract.DECODER)
+        session = self._open(contract.DECODER, begun=begun)
         on_cpu = self.device == "cpu"
         self._settling = weights_memory.Settling(weights_memory.resident_bytes() - before_bytes if on_cpu else 0)
         return session
 
-    def _open(self, graph: str, threads: int | None = None) -> ort.InferenceSession:
+    def _open(self, graph: str, threads: int | None = None, begun: Begun | None = None) -> ort.InferenceSession:
         model, threads = self.folder / f"{graph}.onnx", threads or self.threads
         # The decoder's operators are the small ones. Images are encoded at the same time, by operators so large that
         # waiting for the next one without spinning costs nothing.
-        return open_session(
-            model, self.weights_root, self.device, threads, self.gpu, graph == contract.DECODER, self.keep
-        )
+        spinning = graph == contract.DECODER
+        return open_session(model, self.weights_root, self.device, threads, self.gpu, spinning, self.keep, begun=begun)
 
 
 def in_tile_groups(run: Run, x_T: np.ndarray, sizes: Sizes, device: Device) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,15 @@ from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.graph_message import Model
 from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
+from r1v_export.targets.onnxruntime.runtime.opening import Begun
 from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
-from r1v_export.targets.onnxruntime.session_options import PARALLEL_PREPACK, WEIGHTS_FOLDER, quantization_entries
+from r1v_export.targets.onnxruntime.session_options import (
+    MOST_BY_ONE_THREAD_BYTES,
+    PARALLEL_PREPACK,
+    WEIGHTS_FOLDER,
+    external_bytes,
+    quantization_entries,
+)
 from r1v_export.user_cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +66,7 @@ def open_session(
     spinning: bool = True,
     keep: bool = False,
     prepack: bool = True,
+    begun: Begun | None = None,
 ) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`; any of the files may be a link.
 
@@ -73,6 +81,8 @@ def open_session(
             `optimized_graphs`.
         prepack: bring weights into their kernels' layouts now. Otherwise a kernel does so each time with what it is
             about to multiply: slower, but no second copy of the weights is held.
+        begun: called as soon as ONNX Runtime is at work on the weights, where the process does something else
+            meanwhile: few weights are prepared by one thread then, see `PARALLEL_PREPACK`.
 
     Raises:
         CapabilityError: ONNX Runtime has no such device.
@@ -86,9 +96,14 @@ def open_session(
         proto = Model(content)
         folder = follow_links(proto, weights_root)
         content = content if folder == weights_root else proto.SerializeToString()
-        entries = {_NO_SPINNING_BETWEEN_RUNS: "1", _SPINNING: str(int(spinning)), PARALLEL_PREPACK: "1"}
+        by_all_threads = begun is None or external_bytes(proto) > MOST_BY_ONE_THREAD_BYTES
+        entries = {
+            _NO_SPINNING_BETWEEN_RUNS: "1",
+            _SPINNING: str(int(spinning)),
+            PARALLEL_PREPACK: str(int(by_all_threads)),
+        }
         entries |= quantization_entries(proto) | ({} if prepack else {_NO_PREPACK: "1"})
-        create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu))
+        create = partial(_create, threads=threads, entries=entries, providers=_providers(device, gpu), begun=begun)
         cache = cache_folder("onnxruntime") if keep and device == "cpu" else None
         if cache and isinstance(model, Path) and worth_keeping(proto):
             session = OptimizedGraph(cache, model, proto, content, folder, entries).open(create)
@@ -121,6 +136,7 @@ def _create(
     threads: int,
     entries: Mapping[str, str],
     providers: list[Any],
+    begun: Begun | None,
 ) -> ort.InferenceSession:
     """A session on a graph as ONNX Runtime opens it.
 
@@ -134,7 +150,14 @@ def _create(
     for name, value in {WEIGHTS_FOLDER: str(weights_folder), **entries}.items():
         options.add_session_config_entry(name, value)
     change(options)
-    return ort.InferenceSession(content, options, providers=providers)
+    return ort.InferenceSession(content, options, providers=providers, disabled_optimizers=_none_of_them(begun))
+
+
+def _none_of_them(begun: Begun | None) -> Iterator[str]:
+    """No names of optimizers. ONNX Runtime reads them when it has read the graph, and goes on without Python's lock."""
+    if begun is not None:
+        begun()
+    yield from ()
 
 
 def _require_cuda(session: ort.InferenceSession, device: Device, where: object) -> None:

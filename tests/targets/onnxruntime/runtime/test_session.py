@@ -202,7 +202,7 @@ def test_a_gpu_of_several_is_named_to_onnxruntime(monkeypatch, tmp_path):
     asked = []
 
     class Session:
-        def __init__(self, content: bytes, options: object, providers: list) -> None:
+        def __init__(self, content: bytes, options: object, *, providers: list, **_: object) -> None:
             asked.append(providers)
 
         def get_providers(self) -> list[str]:
