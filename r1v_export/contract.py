@@ -264,7 +264,10 @@ class BeginsDecoder(Protocol):
     """An engine that can open what decodes in a thread, while its process does something else."""
 
     def begin_decoder(self) -> None:
-        """Begin to open the decoder and come back. The first use waits for it, and raises what opening has raised."""
+        """Begin to open the decoder, and come back.
+
+        The first use waits for it, and raises what opening has raised; the next one opens anew.
+        """
         ...
 
 

@@ -28,6 +28,7 @@ from r1v_export.cli.logs import json_line, json_on_stderr
 from r1v_export.cli.streams import discard_stdout, json_text, prepare_streams
 from r1v_export.cpus import limit_environment
 from r1v_export.errors import CapabilityError, R1VError, UsageError
+from r1v_export.opening import is_opening
 from r1v_export.version import VERSION
 
 COMMANDS = (
@@ -107,7 +108,7 @@ def main() -> None:
         as_json = json_on_stderr(sys.argv[1:])
         click.echo(json_line(logging.WARNING, warning) if as_json else f"warning: {warning}", err=True)
     exit_code = run(sys.argv[1:])
-    if exit_code in (UserInterruptError.exit_code, termination.EXIT_CODE):
+    if exit_code in (UserInterruptError.exit_code, termination.EXIT_CODE) or is_opening():
         leave_at_once(exit_code)
     sys.exit(exit_code)
 

@@ -93,6 +93,8 @@ class Target(ABC):
     """Its block of the build file, `targets: {<name>: ...}`: strict and frozen, every field with a default."""
     tools: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version can change what it writes or computes. The one that brings the target is added."""
+    opens_lazily: ClassVar[bool] = False
+    """Whether `open` reads no weights: an engine's are read when they are first needed, or its decoder is begun."""
     fp8_per_tensor: ClassVar[bool] = False
     """Whether its static FP8 has one scale for a weight, not one for each row of it."""
     qweight_layouts: ClassVar[tuple[QweightLayout, ...]] = ()
@@ -198,7 +200,7 @@ class Target(ABC):
 
     @abstractmethod
     def open(self, engine: Path, spec: ModelSpec, device: Device) -> Engine:
-        """The engines in a bundle's folder `engines/<name>`.
+        """The engines in a bundle's folder `engines/<name>`; with `opens_lazily` it reads no weights.
 
         Raises:
             CapabilityError: this machine lacks the library or the device, or nothing here runs such engines.

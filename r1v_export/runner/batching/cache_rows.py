@@ -50,7 +50,7 @@ class CacheRows:
     """The rows of one cache that grows and shrinks within a budget.
 
     Args:
-        engine: whose decoder is opened when the first row is asked for.
+        engine: whose decoder is opened when the first row is asked for, if it is not open yet.
         max_positions: slots of a row, at most.
         max_rows: rows, at most.
         budget_bytes: of the whole cache; None for any.

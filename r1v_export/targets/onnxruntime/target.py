@@ -49,6 +49,7 @@ class OnnxRuntimeTarget(Target):
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
     runs_in_libr1v = True
+    opens_lazily = True
     image_compute = "float32"
 
     def readiness(self) -> Readiness:

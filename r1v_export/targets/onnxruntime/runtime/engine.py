@@ -13,11 +13,11 @@ import numpy as np
 from r1v_export import contract
 from r1v_export.config import Device
 from r1v_export.contract import CacheLimits, Sizes
+from r1v_export.opening import Begun, Opening
 from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime import weights_memory
 from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer, open_cache
 from r1v_export.targets.onnxruntime.runtime.embedding_table import EmbeddingTable, find_table
-from r1v_export.targets.onnxruntime.runtime.opening import Begun, Opening
 from r1v_export.targets.onnxruntime.runtime.run import CACHE_TYPES, ELEMENT_TYPES, naming, refusing_overflow, run_graph
 from r1v_export.targets.onnxruntime.runtime.session import open_session
 from r1v_export.targets.onnxruntime.runtime.vision_blocks import with_vision_blocks
@@ -32,7 +32,7 @@ _KEPT_RUNS, _KEPT_TOKENS = 6, 16
 
 
 class OnnxRuntimeEngine:
-    """Runs a bundle's four graphs. A graph is loaded when it is first needed.
+    """Runs a bundle's four graphs. A graph is loaded when it is first needed, the decoder's before if it is begun.
 
     Where there are no rows of images, tokens are looked up in the embed graph's table itself.
 
@@ -121,13 +121,14 @@ class OnnxRuntimeEngine:
         return find_table(self.folder / f"{contract.EMBED}.onnx", self.weights_root, self.sizes)
 
     def begin_decoder(self) -> None:
-        """Begin to open the decoder's session in a thread; on a GPU nothing."""
-        if self.device == "cpu":
+        """Begin to open the decoder's session in a thread, if that was not done yet; on a GPU nothing."""
+        if self.device == "cpu" and self._opening is None and "_decoder" not in vars(self):
             self._opening = Opening(self._open_decoder)
 
     @cached_property
     def _decoder(self) -> ort.InferenceSession:
-        return self._opening.result() if self._opening else self._open_decoder()
+        opening, self._opening = self._opening, None  # once: a session that failed to open is opened anew
+        return opening.result() if opening and opening.is_here else self._open_decoder()
 
     def _open_decoder(self, begun: Begun | None = None) -> ort.InferenceSession:
         before_bytes = weights_memory.resident_bytes()

@@ -14,11 +14,11 @@ from r1v_export.cpus import thread_count
 from r1v_export.errors import BundleError, CapabilityError, R1VError
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.log_event import log_event
+from r1v_export.opening import Begun
 from r1v_export.targets.onnxruntime.doctor import INSTALL_GPU
 from r1v_export.targets.onnxruntime.graph_message import Model
 from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
-from r1v_export.targets.onnxruntime.runtime.opening import Begun
 from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import (
     MOST_BY_ONE_THREAD_BYTES,

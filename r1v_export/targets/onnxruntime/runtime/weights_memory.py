@@ -40,7 +40,7 @@ class Settling:
     """Settles the memory of a session's weights once, in a thread of its own.
 
     Args:
-        taken_bytes: of memory, by opening the session.
+        taken_bytes: of memory, by the process while the session was opened.
     """
 
     def __init__(self, taken_bytes: int) -> None:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
+import threading
+import weakref
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from r1v_export import contract
+from r1v_export.errors import BundleError
 from r1v_export.runner.kv_cache import KVCache, prefill
 from r1v_export.targets.onnxruntime.runtime import engine as onnxruntime_engine
-from tests.targets.conftest import build
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+from tests.targets.conftest import Built, build
 from tests.targets.onnxruntime.lower.graphs import rounded
 from tests.tiny_models import tiny_spec
 
@@ -43,8 +49,6 @@ def walk(engine, prompts_SE, steps: list[np.ndarray], capacity: int = 48) -> lis
 
 
 def prefill_into(cache: KVCache, prompts_SE) -> np.ndarray:
-    import threading
-
     return prefill(cache, prompts_SE, threading.Event())
 
 
@@ -289,3 +293,65 @@ def test_an_int8_cache_takes_a_byte_a_number_and_follows_the_standard_graph(copy
     moved, token = prompts(copy.spec, [7, 5, 6]), normal(1, 1, hidden)
     for found, wanted in zip(moving_rows(ours, moved, token), moving_rows(standard, moved, token), strict=True):
         assert_close(found, wanted)
+
+
+def logits_of(engine: OnnxRuntimeEngine) -> np.ndarray:
+    embeds = np.random.default_rng(0).standard_normal((1, 5, engine.sizes.hidden)).astype(np.float32)
+    return KVCache(engine.decoder(1, 64)).append(embeds, np.array([5]))
+
+
+@pytest.fixture
+def opened_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads that opened a decoder."""
+    threads, real = list[str](), OnnxRuntimeEngine._open_decoder
+
+    def open_decoder(*arguments: Any) -> object:
+        threads.append(threading.current_thread().name)
+        return real(*arguments)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_open_decoder", open_decoder)
+    return threads
+
+
+def test_a_decoder_that_was_begun_computes_the_same(r1v: Built, opened_by: list[str]) -> None:
+    begun = r1v.open()
+    begun.begin_decoder()
+    begun.begin_decoder()
+    np.testing.assert_array_equal(logits_of(begun), logits_of(r1v.open()))
+    begun.begin_decoder()
+    assert opened_by == ["opening", "MainThread"]
+
+
+def test_nothing_is_begun_on_a_gpu(r1v: Built, opened_by: list[str]) -> None:
+    engine = r1v.open()
+    engine.device = "cuda"
+    engine.begin_decoder()
+    assert not opened_by
+
+
+def test_a_damaged_decoder_is_refused_at_its_first_use_and_opened_anew_at_the_next(
+    copy: Built, opened_by: list[str]
+) -> None:
+    file = copy.engine_folder / f"{contract.DECODER}.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(b"damaged")
+    engine = copy.open()
+    engine.begin_decoder()
+    with pytest.raises(BundleError):
+        engine.cache_limits()
+    file.write_bytes(whole)
+    engine.cache_limits()
+    assert opened_by == ["opening", "MainThread"]
+
+
+def test_an_engine_that_was_begun_goes_with_its_last_reference(r1v: Built) -> None:
+    engine = r1v.open()
+    engine.begin_decoder()
+    engine.cache_limits()
+    gone = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert gone() is None
+    finally:
+        gc.enable()

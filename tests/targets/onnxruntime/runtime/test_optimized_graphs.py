@@ -11,9 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from r1v_export import contract, user_cache
+from r1v_export.errors import BundleError
 from r1v_export.manifest import MANIFEST
+from r1v_export.opening import Begun
 from r1v_export.targets.onnxruntime.runtime import optimized_graphs, session
-from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS
+from r1v_export.targets.onnxruntime.session_options import INT4_INPUTS, PARALLEL_PREPACK
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 from r1v_export.user_cache import cache_folder
 from tests.targets.child_processes import SPAWN, kill_at, run_all, start
@@ -237,3 +239,36 @@ def test_only_finished_bundles_are_kept(tmp_path):
     assert not OnnxRuntimeTarget().open(engine, tiny_spec(), "cpu").keep
     (tmp_path / MANIFEST).touch()
     assert OnnxRuntimeTarget().open(engine, tiny_spec(), "cpu").keep
+
+
+def prepacks_by_all_threads(path: Path, begun: Begun | None, keep: bool = False) -> bool:
+    made = session.open_session(path, path.parent, "cpu", 1, keep=keep, begun=begun)
+    return made.get_session_options().get_session_config_entry(PARALLEL_PREPACK) == "1"
+
+
+def test_one_thread_prepares_few_weights_while_another_one_works(tmp_path, monkeypatch) -> None:
+    path = write_graph(tmp_path / "bundle")
+    assert prepacks_by_all_threads(path, begun=None)
+    assert not prepacks_by_all_threads(path, begun=lambda: None)
+    monkeypatch.setattr(session, "MOST_BY_ONE_THREAD_BYTES", 1000)
+    assert prepacks_by_all_threads(path, begun=lambda: None)
+
+
+def test_by_how_many_threads_weights_are_prepared_does_not_change_what_is_kept(opened: Opened, tmp_path) -> None:
+    path = write_graph(tmp_path / "bundle")
+    assert prepacks_by_all_threads(path, begun=None, keep=True)
+    kept = entries()
+    assert not prepacks_by_all_threads(path, begun=lambda: None, keep=True)
+    assert entries() == kept
+    assert opened.operators() == {"MatMulNBits", "MatMul"}
+
+
+def test_a_session_has_begun_when_its_graph_is_read(tmp_path: Path) -> None:
+    path, begun = write_graph(tmp_path / "bundle"), list[str]()
+    session.open_session(path, path.parent, "cpu", 1, begun=lambda: begun.append("here"))
+    assert begun == ["here"]
+    model = onnx.load_model_from_string(path.read_bytes())
+    model.graph.node[0].op_type = "NoSuchOperator"  # what ONNX Runtime refuses as it reads a graph
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="ONNX Runtime refuses"):
+        session.open_session(path, path.parent, "cpu", 1, begun=lambda: pytest.fail("it was not read"))

@@ -52,7 +52,7 @@ def test_memory_that_is_mostly_not_there_stays_so():
     middle = address + 4 * HUGE
     before_kb = kilobytes(middle, "Rss")
     settle()
-    assert kilobytes(middle, "Rss") == before_kb
+    assert kilobytes(middle, "Rss") <= before_kb  # less where the mapping has neighbors that the heap gives up
 
 
 def test_it_is_done_once_and_for_a_large_session_only(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -9,6 +10,7 @@ from typing import Generic, TypeVar
 Opened = TypeVar("Opened")
 Begun = Callable[[], None]
 """What opens calls it as soon as it is at work in native code, which needs no lock of Python's."""
+_NAME = "opening"
 
 
 class Opening(Generic[Opened]):
@@ -22,9 +24,9 @@ class Opening(Generic[Opened]):
     """
 
     def __init__(self, open_: Callable[[Begun], Opened]) -> None:
-        self._open, self._begun = open_, threading.Event()
+        self._begun, self._process = threading.Event(), os.getpid()
         # Not a daemon: a thread that comes back from native code while Python ends would end the process.
-        self._thread = threading.Thread(target=self._run, name="opening")
+        self._thread = threading.Thread(target=self._run, args=(open_,), name=_NAME)
         self._thread.start()
         self._begun.wait()
 
@@ -39,11 +41,21 @@ class Opening(Generic[Opened]):
             raise self._error
         return self._opened
 
-    def _run(self) -> None:
+    @property
+    def is_here(self) -> bool:
+        """Whether the thread is this process's, and not of one that it was forked from."""
+        return self._process == os.getpid()
+
+    def _run(self, open_: Callable[[Begun], Opened]) -> None:
         self._error: BaseException | None = None
         try:
-            self._opened = self._open(self._begun.set)
+            self._opened = open_(self._begun.set)
         except BaseException as error:  # whatever it is, `result` raises it
             self._error = error
         finally:
             self._begun.set()
+
+
+def is_opening() -> bool:
+    """Whether a thread still opens something, for which the end of the process would wait."""
+    return any(thread.name == _NAME for thread in threading.enumerate())
