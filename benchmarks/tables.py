@@ -176,10 +176,10 @@ CAUSES: dict[str, dict[str, str]] = {
         "tokens and 24 new ones.",
     },
     "memory": {
-        LLAMA: "Weights are brought into their kernels' layouts by all threads, and pages of their file are given up "
-        "when all are done.",
-        GENAI_HEADED: "Weights are brought into their kernels' layouts one after another, and the pages of each are "
-        "given up; ours are by all threads, which is faster. A head in 4 bits; ours has it in the row of that name.",
+        LLAMA: "Until 2026-11-30 our weights were brought into their kernels' layouts by all threads, and pages of "
+        "their file given up when all were done.",
+        GENAI_HEADED: "It brings weights into their kernels' layouts one after another, and gives up the pages of "
+        "each; ours did so by all threads until 2026-11-30. A head in 4 bits; ours has it in the row of that name.",
     },
     "start": {GENAI_HEADED: "A head in 4 bits, no default of ours; the row of that name has it, and is slower, too."},
 }
@@ -191,7 +191,10 @@ _SAME_KERNELS = (
 AVX2_CAUSES: Causes = {
     "decode": {GENAI: _SAME_KERNELS},
     "contexts": dict.fromkeys((GENAI, GENAI_EXACT), _SAME_KERNELS),
-    "memory": CAUSES["memory"],
+    "memory": {
+        GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name. What differs from that are the modules "
+        "of a whole command.",
+    },
 }
 """Likewise on processors that have no AVX-512."""
 

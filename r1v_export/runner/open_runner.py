@@ -65,21 +65,18 @@ def open_runner(
         tokenizer, pipeline = _open_files(folder, grounding)
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
-    files = None
+    lazily = target != PYTORCH and registry.get_target(bundle.target(target)).opens_lazily
+    files = None if lazily else _open_files(folder, grounding)  # damaged, they are refused before a model is loaded
     if target == PYTORCH:
-        files = _open_files(folder, grounding)  # damaged, it is refused before a model is loaded
         opened = _open_reference(bundle, model, device)
     else:
-        target = bundle.target(target)
-        if not registry.get_target(target).opens_lazily:
-            files = _open_files(folder, grounding)
-        opened = _open_engine(bundle, target, device)
+        opened, target = _open_engine(bundle, target, device), bundle.target(target)
     decoder = choose_decoder(bundle, target, decoder_target, device)
     images = choose(bundle, target, vision_target, device)
     asked = {what for what, name in (("images", vision_target), ("decoder", decoder_target)) if name != AUTO}
     paired = _paired(opened, bundle, target, images, decoder, device, asked)
     if isinstance(paired, BeginsDecoder):
-        paired.begin_decoder()  # in a thread, while the tokenizer is read here
+        paired.begin_decoder()  # in a thread, while files are read here
     tokenizer, pipeline = files or _open_files(folder, grounding)
     return EngineRunner(paired, tokenizer, pipeline, images.note, decoder.note)
 

@@ -14,7 +14,9 @@ import pytest
 from r1v_export.cli import main
 from r1v_export.errors import CheckpointError
 from r1v_export.manifest import MANIFEST, hash_file
+from r1v_export.reference import open_reference
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 
 def rewrite(path: Path, change: Callable[[Any], None]) -> None:
@@ -104,3 +106,16 @@ def test_a_hostile_tokenizer_is_refused_whatever_opens_meanwhile(
 def test_an_untouched_bundle_opens_sessions_to_answer(nano_bundle: Path, sessions: list[object]) -> None:
     assert main.run(["run", str(nano_bundle), "What is it?"]) != 0
     assert sessions
+
+
+def test_a_damaged_tokenizer_is_refused_before_a_model_is_loaded(
+    nano_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
+    put_subword_prefix(bundle)
+    monkeypatch.setattr(open_reference, "open_reference", lambda *_: pytest.fail("the checkpoint was read"))
+    monkeypatch.setattr(OnnxRuntimeTarget, "open", lambda *_: pytest.fail("the engine was read"))
+    monkeypatch.setattr(OnnxRuntimeTarget, "opens_lazily", False)
+    for target in ("pytorch", "onnxruntime"):
+        with pytest.raises(CheckpointError):
+            open_runner(bundle, target)
