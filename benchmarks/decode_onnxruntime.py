@@ -162,6 +162,7 @@ class Ours:
     def __init__(self, bundle: Path, checkpoint: Checkpoint, threads: int) -> None:
         engine_folder = bundle / "engines" / "onnxruntime"
         self.engine = OnnxRuntimeEngine(engine_folder, bundle, checkpoint.spec.sizes, "cpu", threads)
+        self.engine.begin_decoder(alone=True)  # as `run` opens it
         self.no_images = np.zeros((0, checkpoint.spec.language.hidden_size), dtype=np.float32)
 
     def generate(self, prompt: list[int], new_tokens: int, capacity: int) -> tuple[list[int], list[float]]:

@@ -21,6 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def moments_of(start: float, moments: list[float], computed: int) -> dict[str, A
 def ours(folder: Path, threads: int, context: int) -> Job:
     """Embeddings, decoder graph, choice of the token, by pieces of the prompt as the runner takes them.
 
-    Opened as `serve` opens a finished bundle: no torch in the process, what is made of the weights is kept, and what
+    Opened as `run` opens a finished bundle: no torch in the process, what is made of the weights is kept, and what
     the engine has for decoding decodes.
     """
     from r1v_export.cpus import has_bfloat16_products
@@ -54,14 +55,14 @@ def ours(folder: Path, threads: int, context: int) -> Job:
     from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 
     root, sizes = folder.parents[1], sizes_of(folder)
-    engine: Engine = OnnxRuntimeEngine(folder, root, sizes, "cpu", threads, keep=True, positions=context)
+    own = OnnxRuntimeEngine(folder, root, sizes, "cpu", threads, keep=True, positions=context)
     if (part := folder / "decoder" / "openvino").is_dir() and has_bfloat16_products():
         from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
-        engine = PairedEngine(
-            engine, "decoder by openvino", open_decoder=lambda: OpenVinoEngine(part, root, sizes, threads)
-        )
-    return answers_of(engine)
+        open_decoder = partial(OpenVinoEngine, part, root, sizes, threads)
+        return answers_of(PairedEngine(own, "decoder by openvino", open_decoder=open_decoder))
+    own.begin_decoder(alone=True)
+    return answers_of(own)
 
 
 def openvino(folder: Path, threads: int, context: int) -> Job:

@@ -263,10 +263,14 @@ class VisionBlocks(Protocol):
 class BeginsDecoder(Protocol):
     """An engine that can open what decodes in a thread, while its process does something else."""
 
-    def begin_decoder(self) -> None:
+    def begin_decoder(self, alone: bool) -> None:
         """Begin to open the decoder, and come back.
 
         The first use waits for it, and raises what opening has raised; the next one opens anew.
+
+        Args:
+            alone: the process does little between two steps but ask for the next one, so that waiting for it by
+                spinning takes nothing from others.
         """
         ...
 

@@ -248,7 +248,7 @@ def _own_loop(
     from r1v_export.runner.batching.batching_runner import BatchingRunner
     from r1v_export.runner.open_runner import open_runner
 
-    runner = open_runner(bundle, target, model, device, engine, False, *others)
+    runner = open_runner(bundle, target, model, device, engine, False, *others, serving=True)
     notes = [note for note in (runner.image_note, runner.decoder_note) if note is not None]
     return BatchingRunner(runner, options), notes
 

@@ -40,6 +40,7 @@ def open_runner(
     grounding: bool = False,
     vision_target: str = AUTO,
     decoder_target: str | None = AUTO,
+    serving: bool = False,
 ) -> BaseRunner:
     """A runner over one of the bundle's engines, over PyTorch, or over a library that decodes by itself.
 
@@ -52,6 +53,7 @@ def open_runner(
             its `images.ImageEncoder.option_values`, or `images.AUTO`, which is the fastest one that a gate has compared
             and that runs here.
         decoder_target: what decodes, likewise, of what the engine has a part for; None for the target itself.
+        serving: other threads of the process have work between two steps, as a server's have.
 
     Raises:
         UsageError: target and engine do not match, the bundle has nothing of that name, or `vision_target` or
@@ -76,7 +78,7 @@ def open_runner(
     asked = {what for what, name in (("images", vision_target), ("decoder", decoder_target)) if name != AUTO}
     paired = _paired(opened, bundle, target, images, decoder, device, asked)
     if isinstance(paired, BeginsDecoder):
-        paired.begin_decoder()  # in a thread, while files are read here
+        paired.begin_decoder(alone=not serving)  # in a thread, while files are read here
     tokenizer, pipeline = files or _open_files(folder, grounding)
     return EngineRunner(paired, tokenizer, pipeline, images.note, decoder.note)
 

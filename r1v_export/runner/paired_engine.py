@@ -72,10 +72,10 @@ class PairedEngine:
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
         return self.engine.embed(input_ids, image_embeds)
 
-    def begin_decoder(self) -> None:
+    def begin_decoder(self, alone: bool) -> None:
         """Begin to open what decodes, where that is the engine itself and it can."""
         if self._open_decoder is None and isinstance(self.engine, BeginsDecoder):
-            self.engine.begin_decoder()
+            self.engine.begin_decoder(alone)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         return self.decoding.decoder(batch, capacity)

@@ -16,6 +16,7 @@ from r1v_export.errors import CheckpointError
 from r1v_export.manifest import MANIFEST, hash_file
 from r1v_export.reference import open_reference
 from r1v_export.runner.open_runner import open_runner
+from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
 
 
@@ -119,3 +120,13 @@ def test_a_damaged_tokenizer_is_refused_before_a_model_is_loaded(
     for target in ("pytorch", "onnxruntime"):
         with pytest.raises(CheckpointError):
             open_runner(bundle, target)
+
+
+@pytest.mark.parametrize("serving", [False, True])
+def test_a_server_s_decoder_leaves_the_cores_to_others_between_steps(
+    serving: bool, nano_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[bool]()
+    monkeypatch.setattr(OnnxRuntimeEngine, "begin_decoder", lambda _, alone: begun.append(alone))
+    open_runner(nano_bundle, serving=serving)
+    assert begun == [not serving]

@@ -32,6 +32,10 @@ effect on others."""
 PARALLEL_PREPACK = "session.prepack.enable_parallel"
 """Whether weights are brought into their kernels' layouts on all threads. By default one does so while the others wait,
 and each weight is given up before the next; all threads give up none before all are done."""
+NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
+"""Whether threads stop waiting by spinning when a run ends. Also named in engines/backends/onnxruntime/session.cpp."""
+CHANGE_NO_RESULT = (PARALLEL_PREPACK, NO_SPINNING_BETWEEN_RUNS)
+"""Entries that say how a session is opened or waits, not what it computes."""
 MOST_BY_ONE_THREAD_BYTES = 512 << 20
 """Of weights that one thread prepares while another one reads the tokenizer. In memory that saves what they take in
 files; in time it costs little where the tokenizer is large, else up to half of the preparation."""

@@ -44,7 +44,7 @@ class TritonPythonModel:
         model = triton.ModelArguments(args)
         # A library has the GPUs to itself, and what would encode images here is never asked.
         device = model.device if model.engine is None else "cpu"
-        runner = open_runner(model.bundle, model.target, device=device, engine=model.engine)
+        runner = open_runner(model.bundle, model.target, device=device, engine=model.engine, serving=True)
         options = BatchingOptions(
             max_rows=int(model.parameters[triton.MAX_ROWS]),
             cache_bytes=int(model.parameters[triton.CACHE_MIB]) * MIB,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,29 +120,29 @@ class OnnxRuntimeEngine:
     def _table(self) -> EmbeddingTable | None:
         return find_table(self.folder / f"{contract.EMBED}.onnx", self.weights_root, self.sizes)
 
-    def begin_decoder(self) -> None:
+    def begin_decoder(self, alone: bool) -> None:
         """Begin to open the decoder's session in a thread, if that was not done yet; on a GPU nothing."""
         if self.device == "cpu" and self._opening is None and "_decoder" not in vars(self):
-            self._opening = Opening(self._open_decoder)
+            self._opening = Opening(partial(self._open_decoder, alone))
 
     @cached_property
     def _decoder(self) -> ort.InferenceSession:
         opening, self._opening = self._opening, None  # once: a session that failed to open is opened anew
         return opening.result() if opening and opening.is_here else self._open_decoder()
 
-    def _open_decoder(self, begun: Begun | None = None) -> ort.InferenceSession:
+    def _open_decoder(self, alone: bool = False, begun: Begun | None = None) -> ort.InferenceSession:
         before_bytes = weights_memory.resident_bytes()
-        session = self._open(contract.DECODER, begun=begun)
+        session = self._open(contract.DECODER, alone=alone, begun=begun)
         on_cpu = self.device == "cpu"
         self._settling = weights_memory.Settling(weights_memory.resident_bytes() - before_bytes if on_cpu else 0)
         return session
 
-    def _open(self, graph: str, threads: int | None = None, begun: Begun | None = None) -> ort.InferenceSession:
+    def _open(self, graph: str, threads: int | None = None, **options: Any) -> ort.InferenceSession:
         model, threads = self.folder / f"{graph}.onnx", threads or self.threads
         # The decoder's operators are the small ones. Images are encoded at the same time, by operators so large that
         # waiting for the next one without spinning costs nothing.
         spinning = graph == contract.DECODER
-        return open_session(model, self.weights_root, self.device, threads, self.gpu, spinning, self.keep, begun=begun)
+        return open_session(model, self.weights_root, self.device, threads, self.gpu, spinning, self.keep, **options)
 
 
 def in_tile_groups(run: Run, x_T: np.ndarray, sizes: Sizes, device: Device) -> np.ndarray:

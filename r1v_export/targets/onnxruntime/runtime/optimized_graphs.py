@@ -21,7 +21,7 @@ import numpy as np
 from r1v_export.files import GRAPH_LIMIT_BYTES, read_regular_bytes
 from r1v_export.targets.onnxruntime.graph_message import Model, Tensor
 from r1v_export.targets.onnxruntime.library import ort
-from r1v_export.targets.onnxruntime.session_options import PARALLEL_PREPACK, four_bit_bytes
+from r1v_export.targets.onnxruntime.session_options import CHANGE_NO_RESULT, four_bit_bytes
 from r1v_export.user_cache import Entry, digest, file_states, is_off
 
 LEAST_BYTES = 64 << 20
@@ -111,7 +111,7 @@ class OptimizedGraph:
     def _key(self, entries: Mapping[str, str]) -> str:
         build = ort.__version__, ort.get_build_info(), _processor()
         content = hashlib.sha256(self.content).hexdigest()
-        entries = {name: value for name, value in entries.items() if name != PARALLEL_PREPACK}  # changes no result
+        entries = {name: value for name, value in entries.items() if name not in CHANGE_NO_RESULT}
         return digest(json.dumps([build, sorted(entries.items()), file_states(self._files), content]))
 
 

@@ -22,6 +22,7 @@ from r1v_export.targets.onnxruntime.runtime.linked_weights import follow_links
 from r1v_export.targets.onnxruntime.runtime.optimized_graphs import OptimizedGraph, worth_keeping
 from r1v_export.targets.onnxruntime.session_options import (
     MOST_BY_ONE_THREAD_BYTES,
+    NO_SPINNING_BETWEEN_RUNS,
     PARALLEL_PREPACK,
     WEIGHTS_FOLDER,
     external_bytes,
@@ -33,8 +34,6 @@ _LOG = logging.getLogger(__name__)
 _LIBRARIES = logging.getLogger("r1v_export.libraries")
 """Disabled where stderr is a log of JSON lines, see `cli.logs`."""
 _SPINNING = "session.intra_op.allow_spinning"
-_NO_SPINNING_BETWEEN_RUNS = "session.force_spinning_stop"
-"""Else threads that wait for the next step take the cores that sampling, delivering and other graphs need."""
 _NO_PREPACK = "session.disable_prepacking"
 _FATAL, _WARNING, _INFO = 4, 2, 1
 """ONNX Runtime's severities."""
@@ -66,6 +65,7 @@ def open_session(
     spinning: bool = True,
     keep: bool = False,
     prepack: bool = True,
+    alone: bool = False,
     begun: Begun | None = None,
 ) -> ort.InferenceSession:
     """A session on `model`, whose weights' locations are relative to `weights_root`; any of the files may be a link.
@@ -76,11 +76,13 @@ def open_session(
             machine without hyper-threads, and knows no quotas.)
         gpu: which one, of several.
         spinning: let threads wait for the next operator of a run by spinning: faster for small operators, at the cost
-            of what else runs. Between runs they never spin.
+            of what else runs.
         keep: keep on disk what is made of an ONNX file with many 4-bit weights, for the next session on a CPU, see
             `optimized_graphs`.
         prepack: bring weights into their kernels' layouts now. Otherwise a kernel does so each time with what it is
             about to multiply: slower, but no second copy of the weights is held.
+        alone: let them wait for the next run so, too, for a moment. Waking a thread takes a twentieth of a step of a
+            small decoder; but where sampling, delivering or another graph has work meanwhile, it takes a core from it.
         begun: called as soon as ONNX Runtime is at work on the weights, where the process does something else
             meanwhile: few weights are prepared by one thread then, see `PARALLEL_PREPACK`.
 
@@ -98,7 +100,7 @@ def open_session(
         content = content if folder == weights_root else proto.SerializeToString()
         by_all_threads = begun is None or external_bytes(proto) > MOST_BY_ONE_THREAD_BYTES
         entries = {
-            _NO_SPINNING_BETWEEN_RUNS: "1",
+            NO_SPINNING_BETWEEN_RUNS: str(int(not alone)),
             _SPINNING: str(int(spinning)),
             PARALLEL_PREPACK: str(int(by_all_threads)),
         }

@@ -315,17 +315,17 @@ def opened_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_decoder_that_was_begun_computes_the_same(r1v: Built, opened_by: list[str]) -> None:
     begun = r1v.open()
-    begun.begin_decoder()
-    begun.begin_decoder()
+    begun.begin_decoder(alone=True)
+    begun.begin_decoder(alone=True)
     np.testing.assert_array_equal(logits_of(begun), logits_of(r1v.open()))
-    begun.begin_decoder()
+    begun.begin_decoder(alone=True)
     assert opened_by == ["opening", "MainThread"]
 
 
 def test_nothing_is_begun_on_a_gpu(r1v: Built, opened_by: list[str]) -> None:
     engine = r1v.open()
     engine.device = "cuda"
-    engine.begin_decoder()
+    engine.begin_decoder(alone=True)
     assert not opened_by
 
 
@@ -336,7 +336,7 @@ def test_a_damaged_decoder_is_refused_at_its_first_use_and_opened_anew_at_the_ne
     whole = file.read_bytes()
     file.write_bytes(b"damaged")
     engine = copy.open()
-    engine.begin_decoder()
+    engine.begin_decoder(alone=True)
     with pytest.raises(BundleError):
         engine.cache_limits()
     file.write_bytes(whole)
@@ -346,7 +346,7 @@ def test_a_damaged_decoder_is_refused_at_its_first_use_and_opened_anew_at_the_ne
 
 def test_an_engine_that_was_begun_goes_with_its_last_reference(r1v: Built) -> None:
     engine = r1v.open()
-    engine.begin_decoder()
+    engine.begin_decoder(alone=True)
     engine.cache_limits()
     gone = weakref.ref(engine)
     gc.disable()

@@ -217,19 +217,20 @@ def test_a_gpu_of_several_is_named_to_onnxruntime(monkeypatch, tmp_path):
     assert asked == [[("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]]
 
 
-def test_threads_are_idle_between_runs(tmp_path):
-    """A decoder's next step comes after Python has sampled and delivered, which takes a core too."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_threads_are_idle_between_runs_unless_they_are_alone(alone, tmp_path):
+    """A server's next step comes after Python has sampled and delivered, which takes a core too."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [512, 512]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "graph", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    opened = open_session(model.SerializeToString(), tmp_path, "cpu", threads=4)
+    opened = open_session(model.SerializeToString(), tmp_path, "cpu", threads=4, alone=alone)
     busy_s = []
     for _ in range(3):
         opened.run(None, {"x": np.ones((512, 512), np.float32)})
         before = time.process_time()
         time.sleep(0.2)
         busy_s.append(time.process_time() - before)
-    assert sorted(busy_s)[1] < 0.01  # 0.025 or more with ONNX Runtime's defaults
+    assert (sorted(busy_s)[1] < 0.01) is not alone  # 0.025 or more with ONNX Runtime's defaults
 
 
 def test_several_threads_prepare_the_weights(tmp_path):
