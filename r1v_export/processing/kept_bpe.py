@@ -17,7 +17,6 @@ from pathlib import Path
 import tokenizers
 
 from r1v_export.errors import CheckpointError
-from r1v_export.memory import release_free_memory
 from r1v_export.processing.tokenizer_files import FILES, AddedToken, library_errors, vocabulary_file
 from r1v_export.processing.tokenizer_vocabulary import VERSION_LINE, Vocabulary, check_gives_text_back, read_vocabulary
 from r1v_export.strict import load_json
@@ -41,14 +40,8 @@ def kept_bpe(folder: Path) -> tuple[tokenizers.Tokenizer, Mapping[str, AddedToke
         CheckpointError: as of `read_vocabulary` and `Vocabulary.open`.
     """
     entry = _entry(folder)
-    found = (_read(entry) if entry is not None else None) or _open(folder, entry)
-    if found[0].get_vocab_size() >= LEAST_TOKENS:
-        release_free_memory()  # reading it leaves a third of its memory behind on the heap, and more where it is parsed
-    return found
-
-
-def _open(folder: Path, entry: Entry | None) -> tuple[tokenizers.Tokenizer, Mapping[str, AddedToken]]:
-    """From the folder's files; kept, if it is large."""
+    if entry is not None and (kept := _read(entry)) is not None:
+        return kept
     vocabulary = read_vocabulary(folder)
     opened = vocabulary.open(vocabulary_file(folder))
     if entry is not None and len(vocabulary.ids) >= LEAST_TOKENS and entry.is_own():

@@ -67,12 +67,10 @@ def open_runner(
         tokenizer, pipeline = _open_files(folder, grounding)
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
-    lazily = target != PYTORCH and registry.get_target(bundle.target(target)).opens_lazily
+    target = target if target == PYTORCH else bundle.target(target)
+    lazily = target != PYTORCH and registry.get_target(target).opens_lazily
     files = None if lazily else _open_files(folder, grounding)  # damaged, they are refused before a model is loaded
-    if target == PYTORCH:
-        opened = _open_reference(bundle, model, device)
-    else:
-        opened, target = _open_engine(bundle, target, device), bundle.target(target)
+    opened = _open_reference(bundle, model, device) if target == PYTORCH else _open_engine(bundle, target, device)
     decoder = choose_decoder(bundle, target, decoder_target, device)
     images = choose(bundle, target, vision_target, device)
     asked = {what for what, name in (("images", vision_target), ("decoder", decoder_target)) if name != AUTO}
