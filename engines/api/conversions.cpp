@@ -77,6 +77,7 @@ RunnerOptions runner_options(const r1v_engine_options* given) {
   if (whole.target != nullptr) options.engine.target = whole.target;
   if (whole.device != nullptr) options.engine.device = whole.device;
   if (whole.onnxruntime_library != nullptr) options.engine.onnxruntime_library = whole.onnxruntime_library;
+  if (whole.vision_target != nullptr) options.engine.vision_target = whole.vision_target;
   if (whole.tensorrt_library != nullptr) options.engine.tensorrt_library = whole.tensorrt_library;
   if (whole.engine != nullptr) options.engine.engine = whole.engine;
   if (whole.tensorrt_llm_library != nullptr) options.engine.tensorrt_llm_library = whole.tensorrt_llm_library;

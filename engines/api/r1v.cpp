@@ -17,10 +17,10 @@ using namespace r1v;
 
 struct r1v_engine {
   explicit r1v_engine(const char* bundle, const r1v_engine_options* options)
-      : runner(bundle, capi::runner_options(options)), description(runner.description()) {}
+      : runner(bundle, capi::runner_options(options)), description(runner.description()), note(runner.note()) {}
 
   Runner runner;
-  const std::string description;
+  const std::string description, note;
 };
 
 struct r1v_request {
@@ -148,6 +148,8 @@ void r1v_engine_free(r1v_engine* engine) { delete engine; }
 const char* r1v_engine_description(const r1v_engine* engine) {
   return engine == nullptr ? "" : engine->description.c_str();
 }
+
+const char* r1v_engine_note(const r1v_engine* engine) { return engine == nullptr ? "" : engine->note.c_str(); }
 
 int64_t r1v_engine_max_positions(const r1v_engine* engine) {
   return engine == nullptr ? 0 : engine->runner.max_positions();

@@ -61,6 +61,8 @@ class VisionEngine {
 
   // Of the library that runs the graphs, in words: "onnxruntime 1.32.0, CPUExecutionProvider".
   virtual std::string description() const = 0;
+  // What people should know of how images are encoded, in a line; empty if nothing.
+  virtual std::string note() const { return ""; }
   virtual const Sizes& sizes() const = 0;
 
   // vision_features [T, tokens, features] of pixel_values [T, 3, size, size].

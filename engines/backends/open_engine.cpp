@@ -59,8 +59,8 @@ std::unique_ptr<VisionEngine> open_vision(const Bundle& bundle, const EngineOpti
   // What a bundle lacks is said before what the machine does.
   const ort::Options graphs =
       lowered ? ort::parse_options(bundle, kOnnxRuntime) : ort::standard_vision_options(bundle);
-  return std::make_unique<ort::OnnxRuntimeVision>(bundle, ort::Library::open(options.onnxruntime_library), graphs,
-                                                  device);
+  return std::make_unique<ort::OnnxRuntimeVision>(bundle, ort::Library::open(options.onnxruntime_library),
+                                                  ort::ImageEncoder{graphs, device, "", ""});
 }
 
 // Has a GPU's memory taken by what encodes images, before a library takes all that is left.
@@ -70,7 +70,15 @@ void load(VisionEngine* vision) {
   vision->projector(vision->vision(pixels.data(), 1), 1);
 }
 
+// Throws kUsage: something else than the target is to encode images for an engine that does so itself.
+void require_own_images(const EngineOptions& options, const std::string& target) {
+  if (options.vision_target == ort::kAuto || options.vision_target == target) return;
+  throw Error(Code::kUsage, "This engine encodes images itself.",
+              {"vision target", std::string(ort::kAuto) + " or " + target, options.vision_target, "omit it"});
+}
+
 void require_deployable(const EngineOptions& options) {
+  require_own_images(options, trtllm::kTarget);
   if (!options.target.empty() && options.target != trtllm::kTarget) {
     throw Error(Code::kUsage, "An engine of TensorRT-LLM is not for this target.",
                 {"engine", trtllm::kTarget, options.target, "omit the target or the engine"});
@@ -97,8 +105,10 @@ Deployment open_deployment(const Bundle& bundle, const EngineOptions& options) {
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options) {
   const std::string target = target_of(bundle, options.target);
   if (target == kOnnxRuntime) {
-    return std::make_unique<ort::OnnxRuntimeEngine>(bundle, target, options.onnxruntime_library, device_of(options));
+    return std::make_unique<ort::OnnxRuntimeEngine>(bundle, target, options.onnxruntime_library, device_of(options),
+                                                    options.vision_target);
   }
+  if (target == kTensorRt || target == kTensorRtRtx) require_own_images(options, target);
   if (target == kTensorRt || target == kTensorRtRtx) return trt::open(bundle, target, options);
   if (target == trtllm::kTarget) {
     throw Error(Code::kUsage, "TensorRT-LLM decodes with an engine, which is not in the bundle.",

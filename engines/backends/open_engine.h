@@ -7,6 +7,7 @@
 
 #include "backends/engine.h"
 #include "backends/generator.h"
+#include "backends/onnxruntime/images.h"
 #include "bundle/bundle.h"
 
 namespace r1v {
@@ -14,6 +15,7 @@ namespace r1v {
 struct EngineOptions {
   std::string target;               // of the bundle; empty for the first that this libr1v can run
   std::string device = "cpu";       // cpu, cuda or tensorrt: what runs the graphs; plans of TensorRT run on cuda
+  std::string vision_target = ort::kAuto;  // what encodes images for an engine of ONNX Runtime, see ort::choose_images
   int gpu = 0;                      // which one of several
   int threads = 0;                  // that one operator may use on the CPU; 0 for all that this process may use
   std::string onnxruntime_library;  // path of ONNX Runtime's library, or of its folder; see ort::Library::open

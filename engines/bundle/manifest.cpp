@@ -81,7 +81,11 @@ void add_extra(const fs::path& bundle, const Manifest& manifest, std::vector<Val
 Manifest parse_manifest(const Json& document, const std::string& where) {
   const Fields fields(document, where);
   require_schema_version(fields, contract::kManifestSchemaVersion);
-  Manifest manifest{fields.text("producer"), fields.text("precision"), {}};
+  Manifest manifest{fields.text("producer"), fields.text("precision"), {}, {}};
+  if (fields.has("image_parity")) {  // bundles of earlier versions do not have it
+    const Fields verdicts = fields.object("image_parity");
+    for (const auto& [pair, verdict] : verdicts.all().items()) manifest.image_parity[pair] = verdicts.text(pair);
+  }
   const Json& stages = fields.object("stages").all();
   for (const auto& [stage, content] : stages.items()) {
     const Fields files = Fields(content, where + ": stages." + stage).object("files");

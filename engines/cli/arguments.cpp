@@ -8,6 +8,9 @@ namespace {
 void add_engine(CLI::App& command, EngineArguments& engine) {
   command.add_option("BUNDLE", engine.bundle, "Folder that r1v-export build wrote.")->required();
   command.add_option("--target", engine.target, "Engine of the bundle. [default: the first that runs here]");
+  command.add_option("--vision-target", engine.vision_target,
+                     "What encodes images: auto, onnxruntime or onnxruntime-int8. [default: auto, the fastest that was "
+                     "compared and runs here]");
   command.add_option("--engine", engine.engine,
                      "Folder of r1v-export engine: TensorRT-LLM decodes. [default: an engine of the bundle]");
   command.add_option("--device", engine.device, "cpu, cuda or tensorrt.")->capture_default_str();

@@ -11,7 +11,7 @@
 namespace r1v::cli {
 
 struct EngineArguments {
-  std::string bundle, target, engine, device = "cpu", onnxruntime, tensorrt, tensorrt_llm;
+  std::string bundle, target, vision_target, engine, device = "cpu", onnxruntime, tensorrt, tensorrt_llm;
   int gpu = 0, threads = 0;
   bool verify = false;
 };

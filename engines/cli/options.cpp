@@ -49,6 +49,7 @@ api::Engine open(const EngineArguments& arguments, const std::function<void(r1v_
   r1v_engine_options options;
   r1v_engine_options_init(&options, sizeof options);
   options.target = or_null(arguments.target);
+  options.vision_target = or_null(arguments.vision_target);
   options.engine = or_null(arguments.engine);
   options.device = arguments.device.c_str();
   options.onnxruntime_library = or_null(arguments.onnxruntime);

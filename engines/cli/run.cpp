@@ -111,6 +111,7 @@ void run(const RunArguments& arguments) {
     fail_usage("Log probabilities are printed in JSON only: add --format json.");
   const std::string question = arguments.chat ? "" : question_of(arguments);
   api::Engine engine = open(arguments.engine);
+  if ((arguments.chat || !arguments.images.empty()) && !engine.note().empty()) std::cerr << engine.note() << std::endl;
   std::vector<const char*> stops;
   api::RequestOptions options;
   options.sampling = choose(arguments.sampling, engine, &stops);

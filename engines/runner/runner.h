@@ -44,6 +44,8 @@ class Runner {
   const Bundle& bundle() const { return bundle_; }
   // Of what answers, in words.
   std::string description() const;
+  // What people should know of how images are encoded, in a line; empty if nothing.
+  std::string note() const { return vision().note(); }
   // Tokens of a prompt and its answer, at most.
   int64_t max_positions() const;
   ImagePolicy image_policy() const { return image_policy_; }

@@ -62,6 +62,8 @@ RunnerOptions runner_options(TRITONBACKEND_Model* model) {
   RunnerOptions options;
   if (parameters.has("engine")) options.engine.engine = folder_of(model, "engine").string();
   options.engine.target = parameters.text("target");
+  // Repositories of earlier versions do not have it.
+  if (parameters.has("vision_target")) options.engine.vision_target = parameters.text("vision_target");
   options.engine.device = parameters.text("device");
   options.engine.warn = log_warning;
   options.batching.max_rows = parameters.number("max_rows");
@@ -94,6 +96,7 @@ Model::Model(TRITONBACKEND_Model* model, const MetricFamilies& families)
       sender_([this] { metrics_.show(runner_.stats()); }),
       runner_(folder_of(model, "bundle"), runner_options(model)),
       default_sampling_(unseeded(runner_.default_sampling())) {
+  if (const std::string note = runner_.note(); !note.empty()) log_info(note);
   metrics_.show(runner_.stats());
 }
 

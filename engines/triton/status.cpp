@@ -28,6 +28,11 @@ std::string on_one_line(const char* message) {
   return line;
 }
 
+void log(TRITONSERVER_LogLevel level, const std::string& message) {
+  const std::string line = on_one_line(message.c_str());
+  const Owned unlogged(TRITONSERVER_LogMessage(level, __FILE__, __LINE__, line.c_str()), TRITONSERVER_ErrorDelete);
+}
+
 }  // namespace
 
 void check(TRITONSERVER_Error* error) {
@@ -36,11 +41,9 @@ void check(TRITONSERVER_Error* error) {
   throw Error(Code::kInternal, "Triton refused a call of the backend.", {"", "", TRITONSERVER_ErrorMessage(error), ""});
 }
 
-void log_warning(const std::string& message) {
-  const std::string line = on_one_line(message.c_str());
-  const Owned unlogged(TRITONSERVER_LogMessage(TRITONSERVER_LOG_WARN, __FILE__, __LINE__, line.c_str()),
-                       TRITONSERVER_ErrorDelete);
-}
+void log_warning(const std::string& message) { log(TRITONSERVER_LOG_WARN, message); }
+
+void log_info(const std::string& message) { log(TRITONSERVER_LOG_INFO, message); }
 
 void log_failed(TRITONSERVER_Error* error, const char* what) noexcept {
   if (error == nullptr) return;

@@ -10,8 +10,9 @@ namespace r1v::triton {
 
 // Throws kInternal with the server's message, where there is one; frees it.
 void check(TRITONSERVER_Error* error);
-// Writes a warning into the server's log, on one line.
+// Writes a warning, or what is good to know, into the server's log, on one line.
 void log_warning(const std::string& message);
+void log_info(const std::string& message);
 // The same as `check` where nothing can be done: logs it.
 void log_failed(TRITONSERVER_Error* error, const char* what) noexcept;
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from r1v_export.cli.other_targets import vision_target_option
 from r1v_export.cli.output import (
     LIBRARY_S_LOOP,
     TargetOption,
@@ -61,6 +62,7 @@ def cpp(bundle: Path, out: Path, format_: str) -> None:
     help="What answers: Triton's Python backend, or libr1v in C++.",
 )
 @click.option("--target", cls=TargetOption, help="Engine of the bundle. [default: its first]")
+@vision_target_option
 @engine_option
 @max_rows_option
 @cache_mib_option
@@ -88,6 +90,7 @@ def triton(
     out: Path,
     backend: Backend,
     target: str | None,
+    vision_target: str,
     engine: str | None,
     max_rows: int,
     cache_mib: int,
@@ -105,7 +108,9 @@ def triton(
         refuse_given(context, ("engine", "tiles"), "with --backend r1v, in which libr1v runs every graph", "omit it")
     elif engine is not None:
         refuse_given(context, ("cache_mib",), LIBRARY_S_LOOP, "omit it")
-    options = TritonOptions(target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors, backend)
+    options = TritonOptions(
+        target, vision_target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors, backend
+    )
     written = write_repository(Bundle.open(bundle), out, options)
     _print(
         out,

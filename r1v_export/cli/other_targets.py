@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from r1v_export.cli.output import Function, TargetOption
@@ -11,14 +13,18 @@ AUTO = "auto"
 _FASTEST = "[default: auto, the fastest that was compared and runs here]"
 
 
-def other_targets_options(function: Function) -> Function:
-    """`--vision-target` and `--decoder-target`."""
-    options = {"vision_target": "Engine that encodes images.", "decoder_target": "What decodes answers."}
-    for name, what in reversed(options.items()):
-        flag, help_ = f"--{name.replace('_', '-')}", f"{what} {_FASTEST}"
-        function = click.option(flag, cls=TargetOption, values=_values, default=AUTO, help=help_)(function)
-    return function
-
-
 def _values() -> tuple[str, ...]:
     return (AUTO, *names())
+
+
+def _option(flag: str, what: str) -> Callable[[Function], Function]:
+    return click.option(flag, cls=TargetOption, values=_values, default=AUTO, help=f"{what} {_FASTEST}")
+
+
+vision_target_option = _option("--vision-target", "Engine that encodes images.")
+_decoder_target_option = _option("--decoder-target", "What decodes answers.")
+
+
+def other_targets_options(function: Function) -> Function:
+    """`--vision-target` and `--decoder-target`."""
+    return vision_target_option(_decoder_target_option(function))

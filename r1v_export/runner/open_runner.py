@@ -82,12 +82,16 @@ def open_runner(
 
 
 def open_vision(
-    folder: Path, target: str | None = None, device: Device = "cpu", engine: str | None = None
+    folder: Path,
+    target: str | None = None,
+    device: Device = "cpu",
+    engine: str | None = None,
+    vision_target: str = AUTO,
 ) -> tuple[VisionEngine, PipelineDocument]:
     """What encodes the bundle's images, without its language model, and the bundle's pipeline.
 
     Args:
-        target, device, engine: as `open_runner` has them.
+        target, device, engine, vision_target: as `open_runner` has them.
 
     Raises:
         UsageError, BundleError, CapabilityError: as `open_runner`.
@@ -95,7 +99,11 @@ def open_vision(
     bundle = Bundle.open(folder)
     _, pipeline = open_files(folder, keep=True)
     if engine is None:
-        return _open_engine(bundle, target, device), pipeline
+        target, asked = bundle.target(target), {"images"} if vision_target != AUTO else ()
+        images, itself = choose(bundle, target, vision_target, device), choose_decoder(bundle, target, None, device)
+        opened = _open_engine(bundle, target, device)
+        return _paired(opened, bundle, target, images, itself, device, asked), pipeline
+    _refuse_named(vision_target, None)
     return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
 
 

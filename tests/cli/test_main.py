@@ -48,8 +48,8 @@ OPTIONS = {
     "--max-new-tokens --max-seconds --drain-seconds --access-log --triton --target --vision-target --decoder-target "
     "--engine --model --device --threads",
     "deploy cpp": "BUNDLE --output",
-    "deploy triton": "BUNDLE --output --backend --target --engine --max-rows --cache-mib --image-cache-mib --tiles "
-    "--preprocessors --device",
+    "deploy triton": "BUNDLE --output --backend --target --vision-target --engine --max-rows --cache-mib "
+    "--image-cache-mib --tiles --preprocessors --device",
     "bench": "BUNDLE --image --allow-url --tiles --question --target --vision-target --decoder-target --engine --model "
     "--tokens --runs --batch --roofline --device --threads",
     "diff": "FIRST SECOND --report",

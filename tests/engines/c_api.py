@@ -21,6 +21,8 @@ from ctypes import (
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image as PillowImage
+
 OK, USAGE, BUNDLE, INPUT, GRAPH, CAPABILITY = range(6)
 QUEUE_FULL = 9
 
@@ -45,6 +47,7 @@ class EngineOptions(Structure):
         ("keep_prefixes", c_int32),
         ("warn", c_void_p),
         ("warn_context", c_void_p),
+        ("vision_target", c_char_p),
     )
 
 
@@ -204,9 +207,9 @@ class StatusError(Exception):
 def load(path: Path) -> ctypes.CDLL:
     """The library, with the types of its functions."""
     library = ctypes.CDLL(str(path))
-    for name in ("version", "error_message", "status_name", "engine_description"):
+    for name in ("version", "error_message", "status_name", "engine_description", "engine_note"):
         getattr(library, f"r1v_{name}").restype = c_char_p
-    library.r1v_engine_description.argtypes = [c_void_p]
+    library.r1v_engine_description.argtypes = library.r1v_engine_note.argtypes = [c_void_p]
     library.r1v_engine_max_positions.argtypes = [c_void_p]
     library.r1v_engine_max_positions.restype = c_int64
     for name in ("engine_options", "image", "turn", "request_options", "event", "answer", "stats"):
@@ -285,6 +288,12 @@ class Engine:
         self.check(self.library.r1v_request_answer(request, byref(answer)))
         return answer
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """What runs the graphs, and what people should know of images."""
+        library = self.library
+        return library.r1v_engine_description(self.handle).decode(), library.r1v_engine_note(self.handle).decode()
+
     def stats(self) -> Stats:
         """What the engine does, and has counted."""
         stats = self.made(Stats, "stats")
@@ -294,3 +303,30 @@ class Engine:
     def close(self) -> None:
         """Free the engine."""
         self.library.r1v_engine_free(self.handle)
+
+
+def file_image(engine: Engine, path: Path) -> Image:
+    """An image in a file."""
+    return engine.made(Image, "image", path=str(path).encode())
+
+
+def pixels(engine: Engine, image: PillowImage) -> Image:
+    """An image of Pillow, as the pixels that it has."""
+    rgb = image.convert("RGB")
+    sizes = {"size": 3 * rgb.width * rgb.height, "width": rgb.width, "height": rgb.height}
+    return engine.made(Image, "image", data=rgb.tobytes(), **sizes)
+
+
+def ask(engine: Engine, text: str, *images: Image, **options: Any) -> tuple[str, str, list[int], int]:
+    """Reasoning, text, tokens and the reason of the end of an answer, which its events have to add up to."""
+    request = engine.start(text, *images, **options)
+    try:
+        events = list(engine.events(request))
+        answer = engine.answer(request)
+        tokens = answer.token_ids[: answer.token_count]
+        assert [token for token, _, _ in events if token >= 0] == tokens
+        assert "".join(reasoning for _, reasoning, _ in events) == answer.reasoning.decode()
+        assert "".join(text for _, _, text in events) == answer.text.decode()
+        return answer.reasoning.decode(), answer.text.decode(), tokens, answer.finish_reason
+    finally:
+        engine.library.r1v_request_free(request)

@@ -19,6 +19,7 @@ from r1v_export.runner.base import Request
 from r1v_export.runner.open_runner import open_runner
 from r1v_export.version import VERSION
 from tests.engines import c_api, programs
+from tests.engines.c_api import ask, file_image, pixels
 from tests.engines.conftest import ONNXRUNTIME
 
 COUNT = programs.REPOSITORY / "examples/images/06-count.png"
@@ -45,24 +46,6 @@ def engine(library, nano_bundle):
     opened = c_api.Engine(library, nano_bundle, onnxruntime_library=str(ONNXRUNTIME).encode())
     yield opened
     opened.close()
-
-
-def file_image(engine, path):
-    return engine.made(c_api.Image, "image", path=str(path).encode())
-
-
-def ask(engine, text, *images, **options):
-    request = engine.start(text, *images, **options)
-    try:
-        events = list(engine.events(request))
-        answer = engine.answer(request)
-        tokens = answer.token_ids[: answer.token_count]
-        assert [token for token, _, _ in events if token >= 0] == tokens
-        assert "".join(reasoning for _, reasoning, _ in events) == answer.reasoning.decode()
-        assert "".join(text for _, _, text in events) == answer.text.decode()
-        return answer.reasoning.decode(), answer.text.decode(), tokens, answer.finish_reason
-    finally:
-        engine.library.r1v_request_free(request)
 
 
 def test_structs_lie_in_memory_as_a_c_compiler_has_them(engines, tmp_path):
@@ -173,13 +156,6 @@ def c_sampling(engine, sampling):
 
 def numbers_of(logprobs):
     return [number for chosen, top in logprobs for number in (chosen, *(value for _, value in top))]
-
-
-def pixels(engine, image):
-    rgb = image.convert("RGB")
-    return engine.made(
-        c_api.Image, "image", data=rgb.tobytes(), size=3 * rgb.width * rgb.height, width=rgb.width, height=rgb.height
-    )
 
 
 def test_an_image_is_a_file_or_its_bytes_or_its_pixels(engine):

@@ -8,16 +8,21 @@
 namespace r1v::ort {
 
 OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const std::string& target, const std::string& library,
-                                     const DeviceOptions& device)
+                                     const DeviceOptions& device, const std::string& vision_target)
     : bundle_(bundle),
       target_(target),
       library_(Library::open(library)),
       device_(device),
       options_(parse_options(bundle, target)),
-      vision_(bundle, library_, options_, device) {
+      vision_(bundle, library_, choose_images(bundle, target, options_, device, vision_target)) {
   // What every answer needs is opened here, so that a bundle that cannot be run is refused at once.
   session(embed_, contract::kEmbed);
   session(decoder_, contract::kDecoder);
+}
+
+std::string OnnxRuntimeEngine::description() const {
+  const std::string images = vision_.products();
+  return describe(library_, device_.device) + (images.empty() ? "" : ", images in " + images);
 }
 
 const GraphSession& OnnxRuntimeEngine::session(LazySession& lazy, const char* graph) {

@@ -12,11 +12,13 @@ namespace r1v::ort {
 class OnnxRuntimeEngine : public Engine {
  public:
   // `bundle` must outlive the engine. `library` is a path, or empty (`Library::open`). Throws kBundle, kCapability.
+  // `vision_target` as for choose_images; throws kUsage, too.
   OnnxRuntimeEngine(const Bundle& bundle, const std::string& target, const std::string& library,
-                    const DeviceOptions& device);
+                    const DeviceOptions& device, const std::string& vision_target);
 
   const std::string& name() const override { return target_; }
-  std::string description() const override { return vision_.description(); }
+  std::string description() const override;
+  std::string note() const override { return vision_.note(); }
   const Sizes& sizes() const override { return bundle_.contract.sizes; }
   std::vector<float> vision(const float* pixel_values, int64_t tiles) override {
     return vision_.vision(pixel_values, tiles);

@@ -20,6 +20,7 @@ constexpr char kGraphs[] = "graphs", kWeightsFolder[] = "session.model_external_
                kInt4Arithmetic[] = "session.qdq_matmulnbits_accuracy_level", kFloat32Inputs[] = "1",
                kDequantizeAtLoad[] = "session.disable_quant_qdq";
 constexpr int64_t kTokensAtOnce = 256;
+constexpr const char* kImageGraphs[] = {contract::kVision, contract::kProjector};
 // TensorProto.DataType of onnx.proto.
 constexpr uint64_t kOnnxInt8 = 3, kOnnxFloat16 = 10, kOnnxFloat8 = 17, kOnnxUint4 = 21, kOnnxInt4 = 22;
 
@@ -54,6 +55,12 @@ fs::path weights_root(const Bundle& bundle, const fs::path& folder, const Fields
   return (bundle.folder / root).lexically_normal();
 }
 
+std::string image_graph(const std::string& folder, const char* graph) { return folder + "/" + graph + ".onnx"; }
+
+std::string folder_in(const std::string& target, const std::string& folder) {
+  return "engines/" + target + "/" + folder;
+}
+
 int64_t threads_of(const Fields& threads, const std::string& graph) {
   const Json& value = threads.at(graph);
   return value == kAvailableCores ? 0 : threads.integer(graph, 1, 4096);
@@ -85,10 +92,25 @@ Options parse_options(const Bundle& bundle, const std::string& target) {
   return parsed;
 }
 
+bool has_image_graphs(const Bundle& bundle, const std::string& target, const std::string& folder) {
+  return bundle.manifest.files.count(image_graph(folder_in(target, folder), contract::kVision)) > 0;
+}
+
+Options image_options(const Bundle& bundle, const std::string& target, const std::string& folder, const Options& own) {
+  Options options{{}, own.image_tokens_per_run};
+  for (const char* graph : kImageGraphs) {
+    GraphOptions of_graph = own.graphs.at(graph);
+    of_graph.file = image_graph(folder_in(target, folder), graph);
+    of_graph.entries = quantization_entries(bundle.read(of_graph.file, kGraphLimitBytes), of_graph.file);
+    options.graphs[graph] = std::move(of_graph);
+  }
+  return options;
+}
+
 Options standard_vision_options(const Bundle& bundle) {
   Options options{{}, kTokensAtOnce};
-  for (const char* graph : {contract::kVision, contract::kProjector}) {
-    const std::string file = std::string(kGraphs) + "/" + graph + ".onnx";
+  for (const char* graph : kImageGraphs) {
+    const std::string file = image_graph(kGraphs, graph);
     if (bundle.manifest.files.count(file) == 0) {
       throw Error(
           Code::kBundle, "The bundle has nothing that encodes images.",

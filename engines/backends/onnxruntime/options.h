@@ -32,6 +32,12 @@ struct Options {
 // Throws kBundle: an option is missing, wrong or unknown, or leads out of the bundle.
 Options parse_options(const Bundle& bundle, const std::string& target);
 
+// Whether an engine of the bundle has graphs that encode images in a folder of it.
+bool has_image_graphs(const Bundle& bundle, const std::string& target, const std::string& folder);
+
+// Of such graphs, which are opened as the engine's own but for what their weights ask for.
+Options image_options(const Bundle& bundle, const std::string& target, const std::string& folder, const Options& own);
+
 // Of the bundle's standard graphs that encode images, which no engine's options describe: as the Python runtime opens
 // them (r1v_export/targets/onnxruntime/session_options.py). Throws kBundle: the bundle has none.
 Options standard_vision_options(const Bundle& bundle);

@@ -16,20 +16,20 @@ const GraphSession& LazySession::get(const Library& library, const Bundle& bundl
   return *session_;
 }
 
-std::string OnnxRuntimeVision::description() const {
-  const char* provider = device_.device == Device::kCpu    ? "CPUExecutionProvider"
-                         : device_.device == Device::kCuda ? "CUDAExecutionProvider"
-                                                           : "TensorrtExecutionProvider";
-  return "onnxruntime " + library_.version() + ", " + provider;
+std::string describe(const Library& library, Device device) {
+  const char* provider = device == Device::kCpu    ? "CPUExecutionProvider"
+                         : device == Device::kCuda ? "CUDAExecutionProvider"
+                                                   : "TensorrtExecutionProvider";
+  return "onnxruntime " + library.version() + ", " + provider;
 }
 
 std::vector<float> OnnxRuntimeVision::vision(const float* pixel_values, int64_t tiles) {
-  const GraphSession& session = vision_.get(library_, bundle_, options_, contract::kVision, device_);
+  const GraphSession& session = vision_.get(library_, bundle_, encoder_.options, contract::kVision, encoder_.device);
   const Sizes& size = sizes();
   const int64_t tile = 3 * size.tile_size * size.tile_size;
   // Activations of more tiles do not fit into a CPU's caches.
-  const int64_t most = device_.device == Device::kCpu
-                           ? std::max<int64_t>(1, options_.image_tokens_per_run / size.tokens_per_tile)
+  const int64_t most = encoder_.device.device == Device::kCpu
+                           ? std::max<int64_t>(1, encoder_.options.image_tokens_per_run / size.tokens_per_tile)
                            : std::max<int64_t>(1, tiles);
   std::vector<float> features;
   for (int64_t start = 0; start < tiles; start += most) {
@@ -45,7 +45,7 @@ std::vector<float> OnnxRuntimeVision::projector(const std::vector<float>& vision
   const Sizes& size = sizes();
   const Array features{
       vision_features.data(), {tiles, size.tokens_per_tile, size.vision_features}, ElementType::kFloat32};
-  return projector_.get(library_, bundle_, options_, contract::kProjector, device_)
+  return projector_.get(library_, bundle_, encoder_.options, contract::kProjector, encoder_.device)
       .run({features}, {tiles, size.tokens_per_tile, size.hidden});
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backends/engine.h"
+#include "backends/onnxruntime/images.h"
 #include "backends/onnxruntime/session.h"
 
 namespace r1v::ort {
@@ -21,13 +22,19 @@ class LazySession {
   std::unique_ptr<const GraphSession> session_;
 };
 
+// A library and what it runs graphs on, in words.
+std::string describe(const Library& library, Device device);
+
 class OnnxRuntimeVision : public VisionEngine {
  public:
-  // `bundle` must outlive it. `options` has both graphs.
-  OnnxRuntimeVision(const Bundle& bundle, const Library& library, Options options, const DeviceOptions& device)
-      : bundle_(bundle), library_(library), device_(device), options_(std::move(options)) {}
+  // `bundle` must outlive it.
+  OnnxRuntimeVision(const Bundle& bundle, const Library& library, ImageEncoder encoder)
+      : bundle_(bundle), library_(library), encoder_(std::move(encoder)) {}
 
-  std::string description() const override;
+  std::string description() const override { return describe(library_, encoder_.device.device); }
+  std::string note() const override { return encoder_.note; }
+  // As ImageEncoder has them.
+  const std::string& products() const { return encoder_.products; }
   const Sizes& sizes() const override { return bundle_.contract.sizes; }
   std::vector<float> vision(const float* pixel_values, int64_t tiles) override;
   std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override;
@@ -35,8 +42,7 @@ class OnnxRuntimeVision : public VisionEngine {
  private:
   const Bundle& bundle_;
   const Library& library_;
-  const DeviceOptions device_;
-  const Options options_;
+  const ImageEncoder encoder_;
   LazySession vision_, projector_;
 };
 

@@ -84,6 +84,10 @@ typedef struct r1v_engine_options {
      it throws nothing. NULL: warnings are dropped. */
   void (*warn)(void* warn_context, const char* message);
   void* warn_context; /* handed to it */
+  /* What encodes images for an engine of ONNX Runtime: "auto" or NULL for the fastest that a gate of the build has
+     compared with PyTorch, which are integers of 8 bits where the bundle has them and the device is a CPU; "onnxruntime"
+     for its own precision; "onnxruntime-int8" for 8 bits whatever a gate says. r1v_engine_note says what became of it. */
+  const char* vision_target;
 } r1v_engine_options;
 
 R1V_API void r1v_engine_options_init(r1v_engine_options* options, size_t struct_size);
@@ -96,6 +100,9 @@ R1V_API void r1v_engine_free(r1v_engine* engine);
 
 /* What runs the graphs, in words. */
 R1V_API const char* r1v_engine_description(const r1v_engine* engine);
+
+/* What people should know of how images are encoded, in a line; "" if nothing. */
+R1V_API const char* r1v_engine_note(const r1v_engine* engine);
 
 /* Tokens of a prompt and its answer, at most. */
 R1V_API int64_t r1v_engine_max_positions(const r1v_engine* engine);

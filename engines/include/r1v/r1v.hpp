@@ -159,6 +159,7 @@ class Engine {
   }
 
   std::string description() const { return r1v_engine_description(engine_.get()); }
+  std::string note() const { return r1v_engine_note(engine_.get()); }
   r1v_engine* handle() const { return engine_.get(); }
 
   Result<r1v_sampling> default_sampling() const {

@@ -44,6 +44,18 @@ TEST(OpenEngine, AnEngineIsForItsTargetAndChoosesItsGpus) {
   EXPECT_NE(error_message([&] { open_deployment(bundle, options); }).find("CUDA_VISIBLE_DEVICES"), std::string::npos);
 }
 
+TEST(OpenEngine, OnlyOnnxRuntimeHasOtherGraphsThatEncodeImages) {
+  Bundle bundle{};
+  EngineOptions options;
+  options.vision_target = "onnxruntime-int8";
+  EXPECT_NE(error_message([&] { open_deployment(bundle, options); }).find("encodes images itself"), std::string::npos);
+  for (const char* target : {"tensorrt", "tensorrt-rtx"}) {
+    bundle.pipeline.engines = {{target, {}}};
+    const std::string message = error_message([&] { open_engine(bundle, options); });
+    EXPECT_NE(message.find(std::string("auto or ") + target), std::string::npos) << message;
+  }
+}
+
 TEST(OpenEngine, PlansAreRefusedWithTheVariablesThatCompileTheirEngineIn) {
   for (const char* target : {"tensorrt", "tensorrt-rtx"}) {
     if (trt::compiled_for(target)) continue;  // The other one is refused all the same.

@@ -22,11 +22,13 @@ from r1v_export.deploy.triton.models.python_backend import (
     MAX_ROWS,
     TARGET,
     TILES_AT_ONCE,
+    VISION_TARGET,
 )
 from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCESS, VISION, inputs_of, outputs_of
 from r1v_export.errors import UsageError
 from r1v_export.files import link_or_copy, require_writable
 from r1v_export.targets import registry
+from r1v_export.targets.images import AUTO, choose
 from r1v_export.targets.interface import Decodes
 from r1v_export.version import VERSION
 
@@ -51,6 +53,7 @@ class TritonOptions:
 
     Attributes:
         target: an engine of the bundle; its first one by default.
+        vision_target: what encodes images, as `open_runner` has it; libr1v has ONNX Runtime's parts alone.
         engine: lets the target's own library decode: a folder of `r1v-export engine`, or `llm-api`.
         device: where engines run.
         max_rows: requests that are answered together.
@@ -63,6 +66,7 @@ class TritonOptions:
     """
 
     target: str | None = None
+    vision_target: str = AUTO
     engine: str | None = None
     device: Device = "cpu"
     max_rows: int = 16
@@ -85,6 +89,7 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     """
     require_new(out, bundle.folder)
     target, gpus = _target(bundle, options)
+    _require_encoder(bundle, target, options)
     require_writable(out, "name another one with -o")
     written = []
     for config in model_configs(bundle, options, target):
@@ -133,6 +138,27 @@ def _target(bundle: Bundle, options: TritonOptions) -> tuple[str, int]:
     return name, int(options.device == "cuda")
 
 
+def _require_encoder(bundle: Bundle, target: str, options: TritonOptions) -> None:
+    """
+    Raises:
+        UsageError: what is to encode images is not in the bundle, or not for what answers.
+    """
+    if options.vision_target == AUTO:
+        return
+    where = f"--vision-target {options.vision_target}"
+    if options.engine is not None:
+        raise UsageError("An engine whose library decodes encodes images itself.", where=where, fix="omit it")
+    encoder = choose(bundle, target, options.vision_target, options.device).encoder
+    if options.backend == "r1v" and encoder is not None and encoder.name != target:
+        raise UsageError(
+            "libr1v encodes images by the target that answers.",
+            where=where,
+            expected=f"{AUTO}, {target}, or a part of it",
+            found=encoder.name,
+            fix="omit it, or use --backend python",
+        )
+
+
 def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterator[ModelConfig]:
     """The configuration of each model. Names and tensors are the same for every target."""
     sizes = bundle.contract.sizes
@@ -140,6 +166,7 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
     if options.engine is not None:
         shared[ENGINE] = f"../{ENGINE_FOLDER}" if _is_folder(options.engine) else options.engine
     images = {IMAGE_CACHE_MIB: str(options.image_cache_mib)}
+    encodes = {VISION_TARGET: options.vision_target} if options.engine is None else {}
     batching = {MAX_ROWS: str(options.max_rows), CACHE_MIB: str(options.cache_mib)}
     if options.backend == "r1v":
         yield ModelConfig(
@@ -148,11 +175,11 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
             outputs_of(ORCHESTRATOR, sizes),
             decoupled=True,
             instances=options.preprocessors,  # of one engine, which they share: an instance only reads requests
-            parameters={**shared, **batching, **images},
+            parameters={**shared, **encodes, **batching, **images},
             backend=options.backend,
         )
         return
-    own = {ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles), **images}, LLM: batching}
+    own = {ORCHESTRATOR: {TILES_AT_ONCE: str(options.tiles), **images}, VISION: encodes, LLM: batching}
     for name in MODELS:
         yield ModelConfig(
             name,

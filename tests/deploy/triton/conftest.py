@@ -14,7 +14,8 @@ from tests.deploy.triton.tritonserver import TritonServer, installed
 def deployment(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model as a Triton deployment. Not to be written to."""
     out = tmp_path_factory.mktemp("triton") / "deployment"
-    write_repository(Bundle.open(nano_bundle), out, TritonOptions(tiles=8, max_rows=4, cache_mib=64))
+    options = TritonOptions(vision_target="onnxruntime", tiles=8, max_rows=4, cache_mib=64)  # the same on each machine
+    write_repository(Bundle.open(nano_bundle), out, options)
     return out
 
 

@@ -92,7 +92,7 @@ class Front:
             assert (message.reasoning_content or "", message.content or "") == alone(*pair)
 
     def test_log_probabilities_are_those_of_the_own_loop(self, client, start_server):
-        server = start_server("--vision-target", "onnxruntime")  # as Triton encodes images
+        server = start_server("--vision-target", "onnxruntime")  # as the deployment
         try:
             own = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
             for stream in (False, True):

@@ -28,7 +28,7 @@ GREEDY = {"temperature": 0, "max_tokens": 64}
 
 @pytest.fixture(scope="module")
 def runner(nano_bundle):
-    return open_runner(nano_bundle, vision_target="onnxruntime")  # as Triton encodes images
+    return open_runner(nano_bundle, vision_target="onnxruntime")  # as the deployment
 
 
 @pytest.fixture(scope="module")

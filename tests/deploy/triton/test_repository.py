@@ -54,6 +54,32 @@ def test_every_target_has_the_same_models_and_tensors(nano_bundle):
     assert cpu == gpu
 
 
+def test_what_encodes_images_is_said_to_the_model_that_does(nano_bundle):
+    bundle = Bundle.open(nano_bundle)
+    python = model_configs(bundle, TritonOptions(vision_target="onnxruntime"), "onnxruntime")
+    assert {each.name: each.parameters.get("vision_target") for each in python} == {
+        name: "onnxruntime" if name == VISION else None for name in MODELS
+    }
+    (cpp,) = model_configs(bundle, TritonOptions(backend="r1v"), "onnxruntime")
+    assert cpp.parameters["vision_target"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TritonOptions(vision_target="gguf"), "Nothing in the bundle encodes images"),
+        (TritonOptions(vision_target="openvino", backend="r1v"), "libr1v encodes images by the target that answers"),
+        (TritonOptions(vision_target="onnxruntime", engine="llm-api"), "encodes images itself"),
+    ],
+    ids=["unknown", "libr1v", "library"],
+)
+def test_what_cannot_encode_images_is_refused_and_nothing_written(nano_bundle, tmp_path, options, message, monkeypatch):
+    monkeypatch.setattr("r1v_export.deploy.triton.repository._target", lambda *_: ("onnxruntime", 0))
+    with pytest.raises(UsageError, match=message):
+        write_repository(Bundle.open(nano_bundle), tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_backend_in_cpp_has_the_same_model_r1v_and_no_other(nano_bundle, tmp_path):
     bundle = Bundle.open(nano_bundle)
     python, *_ = model_configs(bundle, TritonOptions(), bundle.targets[0])

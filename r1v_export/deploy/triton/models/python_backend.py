@@ -20,6 +20,8 @@ from r1v_export.errors import InputError, QueueFullError, R1VError, UsageError
 
 BUNDLE, TARGET, DEVICE, ENGINE = "bundle", "target", "device", "engine"
 """Parameters that every model has; the last only where a library decodes by itself: as `--engine` has it."""
+VISION_TARGET = "vision_target"
+"""Parameter of `r1v_vision`, and of libr1v's `r1v`, where no library decodes: as `--vision-target` has it."""
 ENGINE_FOLDER = "engine"
 """The engine's folder, next to the model repository; `ENGINE` then is its place relative to that."""
 MAX_ROWS, CACHE_MIB = "max_rows", "cache_mib"

@@ -13,6 +13,7 @@ from r1v_export.deploy.triton.models import python_backend as triton
 from r1v_export.errors import InputError
 from r1v_export.runner.finite import require_finite
 from r1v_export.runner.open_runner import open_vision
+from r1v_export.targets.images import AUTO
 
 
 class TritonPythonModel:
@@ -21,7 +22,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle's engine; a graph is loaded when it is first needed, which is here."""
         model = triton.ModelArguments(args)
-        self.engine, pipeline = open_vision(model.bundle, model.target, model.device, model.engine)
+        vision_target = model.parameters.get(triton.VISION_TARGET, AUTO)
+        self.engine, pipeline = open_vision(model.bundle, model.target, model.device, model.engine, vision_target)
         tile = pipeline.tiling.tile_size
         self._encode(np.zeros((1, 3, tile, tile), np.float32))
 
