@@ -100,6 +100,13 @@ def nano_bundle(made_once: Callable[[str, Callable[[Path], object]], Path]) -> P
 
 
 @pytest.fixture(scope="session")
+def int8_inputs_bundle(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The shipped model with int4 weights, rounded to nearest, and inputs in 8 bits. Not to be written to."""
+    config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
+    return made_once("nano-int4-int8-inputs", lambda out: build(config, out))
+
+
+@pytest.fixture(scope="session")
 def engines(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Everything of engines/, built as a release; where R1V_ENGINES names a folder, in that, which is kept."""
     if kept := os.environ.get("R1V_ENGINES"):

@@ -30,6 +30,7 @@ EXCEPTIONS = {
     "engines/test_engines.py": "engines/base, bundle, backends and runner, which are C++",
     "engines/test_fuzzers.py": "engines/fuzz, which is C++",
     "engines/test_image.py": "engines/image, which is C++",
+    "engines/test_int8_images.py": "engines/backends/onnxruntime/images.cpp, which is C++",
     "engines/test_program.py": "engines/cli, which is C++",
     "engines/test_triton.py": "engines/triton, which is C++",
     "engines/test_tensorrt_llm.py": "engines/backends/tensorrt_llm, which is C++",

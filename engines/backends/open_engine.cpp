@@ -60,7 +60,7 @@ std::unique_ptr<VisionEngine> open_vision(const Bundle& bundle, const EngineOpti
   const ort::Options graphs =
       lowered ? ort::parse_options(bundle, kOnnxRuntime) : ort::standard_vision_options(bundle);
   return std::make_unique<ort::OnnxRuntimeVision>(bundle, ort::Library::open(options.onnxruntime_library),
-                                                  ort::ImageEncoder{graphs, device, "", ""});
+                                                  ort::ImageGraphs{graphs, device, "", ""});
 }
 
 // Has a GPU's memory taken by what encodes images, before a library takes all that is left.
@@ -70,15 +70,16 @@ void load(VisionEngine* vision) {
   vision->projector(vision->vision(pixels.data(), 1), 1);
 }
 
-// Throws kUsage: something else than the target is to encode images for an engine that does so itself.
-void require_own_images(const EngineOptions& options, const std::string& target) {
-  if (options.vision_target == ort::kAuto || options.vision_target == target) return;
-  throw Error(Code::kUsage, "This engine encodes images itself.",
-              {"vision target", std::string(ort::kAuto) + " or " + target, options.vision_target, "omit it"});
+// Throws kUsage: something is to encode images for an engine that has no choice of it.
+void require_no_vision_target(const EngineOptions& options, const std::string& target) {
+  if (ort::is_auto(options.vision_target) || options.vision_target == target) return;
+  throw Error(Code::kUsage, "Only an engine of ONNX Runtime has graphs to choose from that encode images.",
+              {"--vision-target, r1v_engine_options.vision_target", "auto", options.vision_target,
+               "omit it, or answer with the target onnxruntime"});
 }
 
 void require_deployable(const EngineOptions& options) {
-  require_own_images(options, trtllm::kTarget);
+  require_no_vision_target(options, "");
   if (!options.target.empty() && options.target != trtllm::kTarget) {
     throw Error(Code::kUsage, "An engine of TensorRT-LLM is not for this target.",
                 {"engine", trtllm::kTarget, options.target, "omit the target or the engine"});
@@ -106,9 +107,9 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& o
   const std::string target = target_of(bundle, options.target);
   if (target == kOnnxRuntime) {
     return std::make_unique<ort::OnnxRuntimeEngine>(bundle, target, options.onnxruntime_library, device_of(options),
-                                                    options.vision_target);
+                                                    options.vision_target, options.warn);
   }
-  if (target == kTensorRt || target == kTensorRtRtx) require_own_images(options, target);
+  if (target == kTensorRt || target == kTensorRtRtx) require_no_vision_target(options, target);
   if (target == kTensorRt || target == kTensorRtRtx) return trt::open(bundle, target, options);
   if (target == trtllm::kTarget) {
     throw Error(Code::kUsage, "TensorRT-LLM decodes with an engine, which is not in the bundle.",

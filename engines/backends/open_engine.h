@@ -7,7 +7,6 @@
 
 #include "backends/engine.h"
 #include "backends/generator.h"
-#include "backends/onnxruntime/images.h"
 #include "bundle/bundle.h"
 
 namespace r1v {
@@ -15,7 +14,7 @@ namespace r1v {
 struct EngineOptions {
   std::string target;               // of the bundle; empty for the first that this libr1v can run
   std::string device = "cpu";       // cpu, cuda or tensorrt: what runs the graphs; plans of TensorRT run on cuda
-  std::string vision_target = ort::kAuto;  // what encodes images for an engine of ONNX Runtime, see ort::choose_images
+  std::string vision_target;        // what encodes images for an engine of ONNX Runtime, see ort::choose_images
   int gpu = 0;                      // which one of several
   int threads = 0;                  // that one operator may use on the CPU; 0 for all that this process may use
   std::string onnxruntime_library;  // path of ONNX Runtime's library, or of its folder; see ort::Library::open
@@ -27,7 +26,8 @@ struct EngineOptions {
   std::function<void(const std::string&)> warn;  // gets what of the bundle cannot be used, and why; may be empty
 };
 
-// `bundle` must outlive the engine. Throws kUsage: an unknown device, or one that the target does not run on;
+// `bundle` must outlive the engine. Throws kUsage: an unknown device, or one that the target does not run on, or
+// something else is to encode images that does not;
 // kCapability: the target is not compiled in, or the library or the device is not here; kBundle: the bundle has no such
 // target, or its engine is refused.
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options);

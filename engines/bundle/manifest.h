@@ -18,8 +18,8 @@ struct FileEntry {
 
 struct Manifest {
   std::string producer, precision;
-  // Of an engine with what encodes its images besides itself: "passed", or why it is not to be used unasked. By the name
-  // of the pair, see r1v_export/targets/images.py.
+  // Of an engine with what encodes its images besides itself: "passed", or why it is not used unasked. By the name of
+  // the pair, see r1v_export/targets/images.py.
   std::map<std::string, std::string> image_parity;
   std::map<std::string, FileEntry> files;  // by path inside the bundle, which stays inside it
 };

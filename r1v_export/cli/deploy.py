@@ -109,7 +109,16 @@ def triton(
     elif engine is not None:
         refuse_given(context, ("cache_mib",), LIBRARY_S_LOOP, "omit it")
     options = TritonOptions(
-        target, vision_target, engine, device, max_rows, cache_mib, image_cache_mib, tiles, preprocessors, backend
+        target=target,
+        vision_target=vision_target,
+        engine=engine,
+        device=device,
+        max_rows=max_rows,
+        cache_mib=cache_mib,
+        image_cache_mib=image_cache_mib,
+        tiles=tiles,
+        preprocessors=preprocessors,
+        backend=backend,
     )
     written = write_repository(Bundle.open(bundle), out, options)
     _print(

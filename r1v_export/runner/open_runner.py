@@ -87,8 +87,8 @@ def open_vision(
     device: Device = "cpu",
     engine: str | None = None,
     vision_target: str = AUTO,
-) -> tuple[VisionEngine, PipelineDocument]:
-    """What encodes the bundle's images, without its language model, and the bundle's pipeline.
+) -> tuple[VisionEngine, PipelineDocument, str]:
+    """What encodes the bundle's images, without its language model; the bundle's pipeline; and a line for the log.
 
     Args:
         target, device, engine, vision_target: as `open_runner` has them.
@@ -102,9 +102,11 @@ def open_vision(
         target, asked = bundle.target(target), {"images"} if vision_target != AUTO else ()
         images, itself = choose(bundle, target, vision_target, device), choose_decoder(bundle, target, None, device)
         opened = _open_engine(bundle, target, device)
-        return _paired(opened, bundle, target, images, itself, device, asked), pipeline
+        said = images.note or f"images: {target}: {images.why}"
+        return _paired(opened, bundle, target, images, itself, device, asked), pipeline, said
     _refuse_named(vision_target, None)
-    return registry.decoding_target(bundle, target, engine).open_vision(bundle, device, TILES_PER_RUN), pipeline
+    decodes = registry.decoding_target(bundle, target, engine)
+    return decodes.open_vision(bundle, device, TILES_PER_RUN), pipeline, f"images: by an engine for {decodes.name}"
 
 
 def _open_files(folder: Path, grounding: bool) -> tuple[Tokenizer, PipelineDocument]:

@@ -49,13 +49,6 @@ def int4_bundle(made_once: MakeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
-def int8_inputs_bundle(made_once: MakeOnce) -> Path:
-    """The same weights, their inputs rounded to 8 bits. Not to be written to."""
-    config = BuildConfig(precision="int4", recipe="int4-rtn", parity=ParityConfig(enabled=False))
-    return made_once("nano-int4-int8-inputs", lambda out: build(config, out))
-
-
-@pytest.fixture(scope="session")
 def int8_bundle(made_once: MakeOnce) -> Path:
     """The shipped model in INT8, weights and inputs. Not to be written to."""
     samples = CalibrationConfig(samples=4)

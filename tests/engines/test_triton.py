@@ -16,15 +16,18 @@ from PIL import Image
 
 from r1v_export.bundle import Bundle
 from r1v_export.deploy.triton.repository import MODELS_FOLDER, TritonOptions, write_repository
+from r1v_export.runner.open_runner import open_runner
 from tests.deploy.triton.conftest import start_triton
 from tests.deploy.triton.front import Front, ask, client, front, prompts_folder
 from tests.deploy.triton.r1v_model import (
+    IMAGES,
     QUESTION,
     R1VModel,
     data_url,
     generate,
     grpc,
     is_healthy,
+    joined,
     lone_answers,
     runner,
     running,
@@ -71,6 +74,19 @@ def test_it_is_unloaded_whole_and_loaded_again(triton):
         assert httpx.post(f"{control}/load", timeout=60).status_code == 200
         assert is_healthy(triton)
     assert threads[-1] == threads[1]
+
+
+def test_images_in_8_bits_are_answered_and_said_in_the_log(engines, int8_inputs_bundle, tmp_path):
+    options = TritonOptions(max_rows=1, cache_mib=64, backend="r1v", vision_target="onnxruntime-int8")
+    write_repository(Bundle.open(int8_inputs_bundle), tmp_path / "deployment", options)
+    server = start_triton(tmp_path / "deployment", tmp_path, engines / "engines/triton/libtriton_r1v.so")
+    try:
+        answered = generate(server, text_input=QUESTION, image=data_url(IMAGES[0])).json()
+        lone = open_runner(int8_inputs_bundle, vision_target="onnxruntime-int8").ask(QUESTION, IMAGES[0])
+        assert joined([answered["token_ids"]]) == lone.token_ids[: len(answered["token_ids"])]
+        assert "images by onnxruntime in int8 are not compared with PyTorch" in server.log.read_text()
+    finally:
+        server.stop()
 
 
 class TestR1V(R1VModel):

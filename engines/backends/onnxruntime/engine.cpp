@@ -8,13 +8,14 @@
 namespace r1v::ort {
 
 OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const std::string& target, const std::string& library,
-                                     const DeviceOptions& device, const std::string& vision_target)
+                                     const DeviceOptions& device, const std::string& vision_target,
+                                     const std::function<void(const std::string&)>& warn)
     : bundle_(bundle),
       target_(target),
       library_(Library::open(library)),
       device_(device),
       options_(parse_options(bundle, target)),
-      vision_(bundle, library_, choose_images(bundle, target, options_, device, vision_target)) {
+      vision_(bundle, library_, choose_images(bundle, target, options_, device, vision_target, warn)) {
   // What every answer needs is opened here, so that a bundle that cannot be run is refused at once.
   session(embed_, contract::kEmbed);
   session(decoder_, contract::kDecoder);

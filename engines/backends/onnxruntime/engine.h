@@ -12,9 +12,10 @@ namespace r1v::ort {
 class OnnxRuntimeEngine : public Engine {
  public:
   // `bundle` must outlive the engine. `library` is a path, or empty (`Library::open`). Throws kBundle, kCapability.
-  // `vision_target` as for choose_images; throws kUsage, too.
+  // `vision_target` and `warn` as for choose_images; throws kUsage, too.
   OnnxRuntimeEngine(const Bundle& bundle, const std::string& target, const std::string& library,
-                    const DeviceOptions& device, const std::string& vision_target);
+                    const DeviceOptions& device, const std::string& vision_target,
+                    const std::function<void(const std::string&)>& warn);
 
   const std::string& name() const override { return target_; }
   std::string description() const override;

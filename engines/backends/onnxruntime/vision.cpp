@@ -24,12 +24,12 @@ std::string describe(const Library& library, Device device) {
 }
 
 std::vector<float> OnnxRuntimeVision::vision(const float* pixel_values, int64_t tiles) {
-  const GraphSession& session = vision_.get(library_, bundle_, encoder_.options, contract::kVision, encoder_.device);
+  const GraphSession& session = vision_.get(library_, bundle_, graphs_.options, contract::kVision, graphs_.device);
   const Sizes& size = sizes();
   const int64_t tile = 3 * size.tile_size * size.tile_size;
   // Activations of more tiles do not fit into a CPU's caches.
-  const int64_t most = encoder_.device.device == Device::kCpu
-                           ? std::max<int64_t>(1, encoder_.options.image_tokens_per_run / size.tokens_per_tile)
+  const int64_t most = graphs_.device.device == Device::kCpu
+                           ? std::max<int64_t>(1, graphs_.options.image_tokens_per_run / size.tokens_per_tile)
                            : std::max<int64_t>(1, tiles);
   std::vector<float> features;
   for (int64_t start = 0; start < tiles; start += most) {
@@ -45,7 +45,7 @@ std::vector<float> OnnxRuntimeVision::projector(const std::vector<float>& vision
   const Sizes& size = sizes();
   const Array features{
       vision_features.data(), {tiles, size.tokens_per_tile, size.vision_features}, ElementType::kFloat32};
-  return projector_.get(library_, bundle_, encoder_.options, contract::kProjector, encoder_.device)
+  return projector_.get(library_, bundle_, graphs_.options, contract::kProjector, graphs_.device)
       .run({features}, {tiles, size.tokens_per_tile, size.hidden});
 }
 

@@ -28,13 +28,13 @@ std::string describe(const Library& library, Device device);
 class OnnxRuntimeVision : public VisionEngine {
  public:
   // `bundle` must outlive it.
-  OnnxRuntimeVision(const Bundle& bundle, const Library& library, ImageEncoder encoder)
-      : bundle_(bundle), library_(library), encoder_(std::move(encoder)) {}
+  OnnxRuntimeVision(const Bundle& bundle, const Library& library, ImageGraphs graphs)
+      : bundle_(bundle), library_(library), graphs_(std::move(graphs)) {}
 
-  std::string description() const override { return describe(library_, encoder_.device.device); }
-  std::string note() const override { return encoder_.note; }
-  // As ImageEncoder has them.
-  const std::string& products() const { return encoder_.products; }
+  std::string description() const override { return describe(library_, graphs_.device.device); }
+  std::string note() const override { return graphs_.note; }
+  // As ImageGraphs has them.
+  const std::string& products() const { return graphs_.products; }
   const Sizes& sizes() const override { return bundle_.contract.sizes; }
   std::vector<float> vision(const float* pixel_values, int64_t tiles) override;
   std::vector<float> projector(const std::vector<float>& vision_features, int64_t tiles) override;
@@ -42,7 +42,7 @@ class OnnxRuntimeVision : public VisionEngine {
  private:
   const Bundle& bundle_;
   const Library& library_;
-  const ImageEncoder encoder_;
+  const ImageGraphs graphs_;
   LazySession vision_, projector_;
 };
 

@@ -80,13 +80,14 @@ typedef struct r1v_engine_options {
   const char* tensorrt_llm_library; /* its library or its folder; NULL: R1V_TENSORRT_LLM, else the loader's */
   int32_t keep_prefixes;            /* not 0: what was computed of a prompt is kept for those that begin alike */
   /* Called by the thread that opens the engine, before it is open, with what of the bundle cannot be used here and why,
-     as a plan whose library cannot be loaded and which another engine stands in for. `message` lives until it returns;
+     as a plan whose library cannot be loaded and which another engine stands in for, and with what was asked for that
+     no gate has compared. `message` lives until it returns;
      it throws nothing. NULL: warnings are dropped. */
   void (*warn)(void* warn_context, const char* message);
   void* warn_context; /* handed to it */
-  /* What encodes images for an engine of ONNX Runtime: "auto" or NULL for the fastest that a gate of the build has
-     compared with PyTorch, which are integers of 8 bits where the bundle has them and the device is a CPU; "onnxruntime"
-     for its own precision; "onnxruntime-int8" for 8 bits whatever a gate says. r1v_engine_note says what became of it. */
+  /* What encodes images for an engine of ONNX Runtime: "auto" or NULL for products in 8 bits where the bundle has them,
+     a gate of the build has compared them with PyTorch, and an x86 CPU answers, else its own precision; "onnxruntime"
+     for its own precision; "onnxruntime-int8" for 8 bits whatever a gate says. Other engines have no choice. */
   const char* vision_target;
 } r1v_engine_options;
 

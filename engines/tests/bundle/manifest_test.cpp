@@ -76,6 +76,17 @@ TEST(Manifest, OfAnotherVersionOrWithWrongFieldsIsRefused) {
   EXPECT_THROW(parse_manifest(Json::array(), "m"), Error);
 }
 
+TEST(Manifest, VerdictsOnImagesAreTexts) {
+  Json manifest = manifest_of(Json::object());
+  EXPECT_TRUE(parse_manifest(manifest, "m").image_parity.empty());
+  manifest["image_parity"] = {{"a with images by b", "passed"}};
+  EXPECT_EQ(parse_manifest(manifest, "m").image_parity.at("a with images by b"), "passed");
+  for (const Json& wrong : {Json(1), Json::array({"passed"}), Json{{"a with images by b", 1}}}) {
+    manifest["image_parity"] = wrong;
+    EXPECT_NE(error_message([&] { parse_manifest(manifest, "m"); }).find("image_parity"), std::string::npos) << wrong;
+  }
+}
+
 TEST(Manifest, MissingIsNoBundle) {
   const TemporaryFolder folder;
   EXPECT_NE(error_message([&] { read_manifest(folder.path()); }).find("This is not a bundle."), std::string::npos);

@@ -28,7 +28,7 @@ from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCE
 from r1v_export.errors import UsageError
 from r1v_export.files import link_or_copy, require_writable
 from r1v_export.targets import registry
-from r1v_export.targets.images import AUTO, choose
+from r1v_export.targets.images import AUTO, ImageEncoder, choose
 from r1v_export.targets.interface import Decodes
 from r1v_export.version import VERSION
 
@@ -89,13 +89,13 @@ def write_repository(bundle: Bundle, out: Path, options: TritonOptions) -> list[
     """
     require_new(out, bundle.folder)
     target, gpus = _target(bundle, options)
-    _require_encoder(bundle, target, options)
+    encoder = _encoder(bundle, target, options)
     require_writable(out, "name another one with -o")
     written = []
     for config in model_configs(bundle, options, target):
         folder = out / MODELS_FOLDER / config.name
         written += [write_text(folder / "config.pbtxt", config.pbtxt()), _write_version(folder / "1", config)]
-    facts = _facts(options, target, gpus)
+    facts = _facts(options, target, encoder, gpus)
     for templates in ("shared", options.backend):
         written += fill_templates(TEMPLATES / templates, out, facts)
     shutil.copytree(bundle.folder, out / BUNDLE_FOLDER, copy_function=link_or_copy)
@@ -138,13 +138,14 @@ def _target(bundle: Bundle, options: TritonOptions) -> tuple[str, int]:
     return name, int(options.device == "cuda")
 
 
-def _require_encoder(bundle: Bundle, target: str, options: TritonOptions) -> None:
-    """
+def _encoder(bundle: Bundle, target: str, options: TritonOptions) -> ImageEncoder | None:
+    """What is to encode images instead of the engine that answers; None too where that is found out in the container.
+
     Raises:
         UsageError: what is to encode images is not in the bundle, or not for what answers.
     """
     if options.vision_target == AUTO:
-        return
+        return None
     where = f"--vision-target {options.vision_target}"
     if options.engine is not None:
         raise UsageError("An engine whose library decodes encodes images itself.", where=where, fix="omit it")
@@ -157,6 +158,7 @@ def _require_encoder(bundle: Bundle, target: str, options: TritonOptions) -> Non
             found=encoder.name,
             fix="omit it, or use --backend python",
         )
+    return encoder
 
 
 def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterator[ModelConfig]:
@@ -195,14 +197,18 @@ def model_configs(bundle: Bundle, options: TritonOptions, target: str) -> Iterat
         )
 
 
-def _facts(options: TritonOptions, target: str, gpus: int) -> dict[str, str]:
+def _facts(options: TritonOptions, target: str, encoder: ImageEncoder | None, gpus: int) -> dict[str, str]:
     """What templates say in the place of @name@."""
+    extras = [*registry.get_target(target).runtime_extras(options.device)]
+    if encoder is not None and encoder.name != target:
+        device = options.device if encoder.folder is None else "cpu"
+        extras += registry.get_target(encoder.name).runtime_extras(device)
     return {
         "start": (README / f"{options.backend}.md").read_text("utf-8"),  # first: it names facts, too
         "release": TRITON_RELEASE,
         "version": VERSION,
         "target": target,
-        "extras": ",".join(registry.get_target(target).runtime_extras(options.device)),
+        "extras": ",".join(dict.fromkeys(extras)),
         "devices": f"[{{ driver: nvidia, count: {gpus}, capabilities: [gpu] }}]" if gpus else "[]",
         "gpus": str(gpus),
         "shared_memory": "2Gi" if options.backend == "python" else "",

@@ -64,6 +64,15 @@ def test_what_encodes_images_is_said_to_the_model_that_does(nano_bundle):
     assert cpp.parameters["vision_target"] == "auto"
 
 
+def test_the_command_passes_on_what_encodes_images_and_the_image_has_its_library(nano_bundle, tmp_path):
+    for asked, extras in (("onnxruntime", "onnxruntime"), ("openvino", "onnxruntime,openvino")):
+        arguments = ["triton", str(nano_bundle), "-o", str(tmp_path / asked), "--vision-target", asked]
+        assert CliRunner().invoke(command, arguments, catch_exceptions=False).exit_code == 0
+        config = (tmp_path / asked / MODELS_FOLDER / VISION / "config.pbtxt").read_text()
+        assert f'parameters {{ key: "vision_target"  value {{ string_value: "{asked}" }} }}' in config
+        assert f"[{extras}]" in (tmp_path / asked / "Dockerfile").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

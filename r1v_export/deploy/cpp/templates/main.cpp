@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   }
   auto engine = r1v::api::Engine::open(argc == 4 ? argv[1] : kBundle);
   if (!engine) return fail(engine.error());
+  if (!engine->note().empty()) std::cerr << engine->note() << std::endl;
 
   r1v::api::Image image;
   image.path = argv[argc - 2];

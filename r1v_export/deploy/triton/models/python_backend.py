@@ -21,7 +21,7 @@ from r1v_export.errors import InputError, QueueFullError, R1VError, UsageError
 BUNDLE, TARGET, DEVICE, ENGINE = "bundle", "target", "device", "engine"
 """Parameters that every model has; the last only where a library decodes by itself: as `--engine` has it."""
 VISION_TARGET = "vision_target"
-"""Parameter of `r1v_vision`, and of libr1v's `r1v`, where no library decodes: as `--vision-target` has it."""
+"""Parameter of `r1v_vision`, and of libr1v's `r1v`: as `--vision-target` has it. Not where a library decodes."""
 ENGINE_FOLDER = "engine"
 """The engine's folder, next to the model repository; `ENGINE` then is its place relative to that."""
 MAX_ROWS, CACHE_MIB = "max_rows", "cache_mib"
@@ -40,6 +40,11 @@ _LOG = logging.getLogger(__name__)
 def backend() -> Any:
     """Triton's own module, within the Python backend."""
     return importlib.import_module("triton_python_backend_utils")
+
+
+def log(message: str) -> None:
+    """Write a line into the server's log."""
+    backend().Logger.log_info(message)
 
 
 class ModelArguments:

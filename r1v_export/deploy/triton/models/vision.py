@@ -23,7 +23,8 @@ class TritonPythonModel:
         """Open the bundle's engine; a graph is loaded when it is first needed, which is here."""
         model = triton.ModelArguments(args)
         vision_target = model.parameters.get(triton.VISION_TARGET, AUTO)
-        self.engine, pipeline = open_vision(model.bundle, model.target, model.device, model.engine, vision_target)
+        self.engine, pipeline, said = open_vision(model.bundle, model.target, model.device, model.engine, vision_target)
+        triton.log(said)
         tile = pipeline.tiling.tile_size
         self._encode(np.zeros((1, 3, tile, tile), np.float32))
 

@@ -11,6 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+LOGGED: list[str] = []
+"""What models wrote into the server's log."""
+
 
 class TritonError(NamedTuple):
     text: str
@@ -60,6 +63,7 @@ def backend() -> SimpleNamespace:
         Tensor=Tensor,
         InferenceResponse=InferenceResponse,
         TritonError=TritonError,
+        Logger=SimpleNamespace(log_info=lambda message: LOGGED.append(message)),
         MetricFamily=type("MetricFamily", (MetricFamily,), {"shown": {}}),
         get_input_tensor_by_name=lambda request, name: request.inputs.get(name),
     )

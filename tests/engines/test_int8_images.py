@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 
 import pytest
 
 from r1v_export.bundle import Bundle
+from r1v_export.cpus import is_x86
 from r1v_export.nano.dataset import samples
 from r1v_export.runner.base import Request
 from r1v_export.runner.open_runner import open_runner
@@ -76,11 +78,21 @@ def test_what_a_gate_has_compared_is_chosen_as_python_does(bundle, opened, verdi
     say(bundle, verdict)
     engine, chosen = opened(bundle), choose(Bundle.open(bundle), "onnxruntime", "auto", "cpu")
     description, note = engine.words
-    assert note == (chosen.note or "")
-    assert description.endswith("images in int8" if verdict == "passed" else "CPUExecutionProvider")
-    asked = opened(bundle, "onnxruntime-int8")
-    assert asked.words[0].endswith("images in int8")
-    assert asked.words[1] == (choose(Bundle.open(bundle), "onnxruntime", "onnxruntime-int8", "cpu").note or "")
+    if chosen.encoder is not None:
+        assert note == chosen.note
+        assert description.endswith("CPUExecutionProvider, images in int8")
+    else:
+        assert note.startswith("images: by onnxruntime, in float32; onnxruntime in int8 is here, but ")
+        assert note.rpartition(", but ")[2] in chosen.why
+        assert description.endswith("CPUExecutionProvider")
+    assert (chosen.encoder is not None) == (verdict == "passed" and is_x86())
+    warned: list[str] = []
+    warn = c_api.WARN(lambda _, message: warned.append("warning: " + message.decode()))
+    asked = opened(bundle, "onnxruntime-int8", warn=ctypes.cast(warn, ctypes.c_void_p))
+    assert asked.words == (f"{description.removesuffix(', images in int8')}, images in int8", "")
+    expected = choose(Bundle.open(bundle), "onnxruntime", "onnxruntime-int8", "cpu").note or ""
+    reason = "" if verdict else " (no gate has compared it)"
+    assert [message.replace(reason, "") for message in warned] == ([expected] if expected else [])
     assert opened(bundle, "onnxruntime").words == (description.removesuffix(", images in int8"), "")
 
 
@@ -88,8 +100,10 @@ def test_what_the_bundle_does_not_have_is_refused_with_what_it_has(bundle, opene
     with pytest.raises(c_api.StatusError, match="auto, onnxruntime, onnxruntime-int8") as caught:
         opened(bundle, "openvino")
     assert caught.value.status == c_api.USAGE
-    with pytest.raises(c_api.StatusError, match=r"auto, onnxruntime\n"):
+    with pytest.raises(c_api.StatusError, match=r"auto, onnxruntime\n") as caught:
         opened(nano_bundle, "onnxruntime-int8")
+    assert "--precision int4" in str(caught.value)
+    assert opened(nano_bundle, "").words[1] == ""
 
 
 def test_a_damaged_graph_in_8_bits_is_refused(bundle, opened):
@@ -104,6 +118,7 @@ def test_a_damaged_graph_in_8_bits_is_refused(bundle, opened):
         graph.write_bytes(content)
 
 
+@pytest.mark.skipif(not is_x86(), reason="compared on x86 alone")
 def test_the_program_says_what_encodes_images(bundle, r1v):
     say(bundle, "passed")
     image = ("--image", programs.REPOSITORY / "examples/images/06-count.png", "How many objects do you see?")
