@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ class Column:
         reference: the system of ours that others are compared with.
         turns: of which the values are medians.
         is_size: values are shown as they are, and less is better. Otherwise they are shown over the reference's.
+        by_turn: the values of each turn, by system, where the file has them.
     """
 
     title: str
@@ -113,6 +114,7 @@ class Column:
     reference: str
     turns: int
     is_size: bool = False
+    by_turn: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def shown(self) -> dict[str, str]:
         """The cells."""
@@ -130,6 +132,14 @@ class Column:
         shown, sign = self.shown(), -1 if self.is_size else 1
         ours = sign * float(shown[self.reference])
         return {s: cell for s, cell in shown.items() if not s.startswith("ours") and sign * float(cell) > ours}
+
+    def spread(self, system: str) -> str:
+        """The least and the largest ratio to the reference within a turn, in words; "" for less than two turns."""
+        ours, theirs = self.by_turn.get(self.reference, ()), self.by_turn.get(system, ())
+        if self.is_size or min(len(ours), len(theirs)) < 2:
+            return ""
+        ratios = [their / our for our, their in zip(ours, theirs, strict=False)]
+        return f", by turn {min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def comparison(columns: Sequence[Column], order: Sequence[str], causes: Mapping[str, str]) -> str:
@@ -151,7 +161,8 @@ def comparison(columns: Sequence[Column], order: Sequence[str], causes: Mapping[
 
 def _behind(columns: Sequence[Column], order: Sequence[str], causes: Mapping[str, str]) -> Iterator[str]:
     for system in order:
-        where = [f"{cell} ({column.title})" for column in columns if (cell := column.ahead().get(system))]
+        ahead = [(column, cell) for column in columns if (cell := column.ahead().get(system))]
+        where = [f"{cell} ({column.title}{column.spread(system)})" for column, cell in ahead]
         if where:
             yield f"* {system}: {', '.join(where)}. {causes.get(system, 'Cause not known.')}"
 

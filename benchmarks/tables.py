@@ -223,7 +223,11 @@ def whole(folder: Path, title: str, value: Callable[[Any], float], is_size: bool
         systems = results["tiles"][count]["systems"]
         values = renamed(WHOLE, {name: value(system) for name, system in systems.items()})
         turns = max(system["turns"] for system in systems.values())
-        columns.append(Column(title.format(tiles(count)), results, values, INT4, turns, is_size))
+        by_turn = {
+            WHOLE.get(name, name): [value({**each, "readings": [each]}) for each in system["readings"]]
+            for name, system in systems.items()
+        }
+        columns.append(Column(title.format(tiles(count)), results, values, INT4, turns, is_size, by_turn))
     return columns
 
 
@@ -240,8 +244,19 @@ def long(folder: Path, weights: str, title: str, quantity: str, is_size: bool = 
         engines = results["lengths"][tokens]["engines"]
         scale = 1e9 if is_size else 1
         values = renamed(LONG, {name: engine[quantity] / scale for name, engine in engines.items()})
-        columns.append(Column(title.format(f"{int(tokens):,}"), results, values, reference, results["turns"], is_size))
+        by_turn = {
+            LONG.get(name, name): [rates(int(tokens), each).get(quantity, 0.0) for each in engine["readings"]]
+            for name, engine in engines.items()
+        }
+        title_here = title.format(f"{int(tokens):,}")
+        columns.append(Column(title_here, results, values, reference, results["turns"], is_size, by_turn))
     return columns
+
+
+def rates(tokens: int, reading: Mapping[str, Any]) -> dict[str, float]:
+    """What `long_contexts.py` makes medians of: a turn's prompt tokens/s, and tokens/s after the first."""
+    steps = {"decode_tokens_per_s": 1 / median(reading["steps_s"])} if reading["steps_s"] else {}
+    return {"prefill_tokens_per_s": tokens / reading["prefill_s"], **steps}
 
 
 AFTER_512 = {
@@ -260,7 +275,8 @@ def after_512(folder: Path, quantity: str, variants: Iterable[str] = AFTER_512) 
         found = results["capacity"][min(results["capacity"], key=int)]
         names = {"r1v-export": ours, "onnxruntime-genai": peer}
         values = {label: found[name][quantity]["median"] for name, label in names.items()}
-        columns.append(Column(title, results, values, ours, results["repeats"]))
+        by_turn = {label: found[name][quantity]["all"] for name, label in names.items()}
+        columns.append(Column(title, results, values, ours, results["repeats"], by_turn=by_turn))
     return columns
 
 
@@ -302,8 +318,12 @@ def image(folder: Path, names: Mapping[str, str] = TOWER) -> list[Column]:
             continue
         for count, results in newest_by_key(what, "openvino_engine.py", "vision", folder).items():
             found = results["vision"][count]
-            values = {label: found[name]["per_s"]["median"] for name, label in names.items() if name in found}
-            columns.append(Column(title.format(tiles(count)), results, values, INT4, results["repeats"]))
+            there = {name: label for name, label in names.items() if name in found}
+            values = {label: found[name]["per_s"]["median"] for name, label in there.items()}
+            by_turn = {label: found[name]["per_s"]["all"] for name, label in there.items()}
+            columns.append(
+                Column(title.format(tiles(count)), results, values, INT4, results["repeats"], by_turn=by_turn)
+            )
     return columns
 
 

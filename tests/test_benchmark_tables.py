@@ -93,11 +93,13 @@ def test_a_peer_that_is_ahead_is_named_with_its_ratio(tables: Any, results: Path
         engines = content["lengths"]["1024"]["engines"]
         ours = engines["r1v-export int8"]["decode_tokens_per_s"]
         engines["llama.cpp Q4_0"]["decode_tokens_per_s"] = 3 * ours
+        for name, steps_s in (("r1v-export int8", (2.0, 4.0)), ("llama.cpp Q4_0", (1.0, 1.0))):
+            engines[name]["readings"] = [{"steps_s": [each], "prefill_s": 1.0} for each in steps_s]
 
     source = sorted(results.glob("*-long-contexts-int4.json"))[-1].name
     changed(results, source, "2999-01-01-long-contexts-int4.json", faster)
     text = tables.comparison(tables.contexts(results), tables.SYSTEMS, {})
-    assert "* llama.cpp, Q4_0: 3.00 (1,024 tokens: decode). Cause not known." in text
+    assert "* llama.cpp, Q4_0: 3.00 (1,024 tokens: decode, by turn 2.00 to 4.00). Cause not known." in text
     assert re.search(r"\| llama\.cpp, Q4_0 \|[^\n]*\*\*3\.00\*\*", text)
 
 
