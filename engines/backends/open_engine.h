@@ -26,8 +26,8 @@ struct EngineOptions {
   std::function<void(const std::string&)> warn;  // gets what of the bundle cannot be used, and why; may be empty
 };
 
-// `bundle` must outlive the engine. Throws kUsage: an unknown device, or one that the target does not run on, or
-// something else is to encode images that does not;
+// `bundle` must outlive the engine. Throws kUsage: an unknown device, one that the target does not run on, or a vision
+// target that it does not have;
 // kCapability: the target is not compiled in, or the library or the device is not here; kBundle: the bundle has no such
 // target, or its engine is refused.
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const EngineOptions& options);
