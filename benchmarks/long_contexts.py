@@ -13,8 +13,9 @@ head too. Against our float32 it has F32.
 
 Attention makes prompts of 16k and 32k tokens take minutes. With `--goes-on` a turn is one prompt that grows: each
 engine keeps the keys and values of 1,024 tokens for the 4,096 that begin with them, and so on, and its seconds are
-added up. genai's cache has all of its slots from the first length on then. The model has 32,768 positions, so that
-32,256 is the longest prompt that leaves room for 256 tokens and whole pieces.
+added up. genai's cache has all of its slots from the first length on then. With `--rounds` engines decode by turns
+behind each length, since a virtual machine is faster or slower some minutes later. The model has 32,768 positions, so
+that 32,256 is the longest prompt that leaves room for 256 tokens and whole pieces.
 
     python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT
     python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT --goes-on --turns 1 \
@@ -26,6 +27,7 @@ virtual environment with xllamacpp; likewise.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -150,12 +152,12 @@ def build_gguf(work: Path, weights: str) -> Path:
 
 
 def take_turns(
-    contenders: list[Contender], lengths: Sequence[int], job: Mapping[str, int], turns: int, goes_on: bool
+    contenders: list[Contender], lengths: Sequence[int], job: Mapping[str, int], turns: int, goes_on: bool, rounds: int
 ) -> Iterator[dict[int, dict[str, list[dict[str, Any]]]]]:
     """Readings of each contender by length, by turns; what there is after each length of each turn.
 
     With `goes_on` a turn is one prompt that grows from length to length, else the turns of a length are next to each
-    other.
+    other. Then the others of the `rounds` follow, in which contenders decode by turns, each behind one token more.
     """
     readings: dict[int, dict[str, list[dict[str, Any]]]] = {
         tokens: {each.name: [] for each in contenders} for tokens in lengths
@@ -171,6 +173,14 @@ def take_turns(
             rate, step_ms = tokens / answer["prefill_s"], 1e3 * statistics.median(answer["steps_s"])
             line = f"  {each.name:26} {rate:8.1f} prompt tokens/s, {step_ms:7.1f} ms a token"
             print(line, file=sys.stderr, flush=True)
+        for number, each in itertools.product(range(1, rounds), contenders):
+            more = each.ask({**job, "tokens": tokens + number, "goes_on": True})["steps_s"]
+            answer = readings[tokens][each.name][-1]
+            answer["rounds_s"] = [
+                *answer.get("rounds_s", [statistics.median(answer["steps_s"])]),
+                statistics.median(more),
+            ]
+            answer["steps_s"] += more
         yield readings
 
 
@@ -226,6 +236,13 @@ def ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
     "--goes-on", is_flag=True, help="One prompt a turn, which grows from length to length: the time of the longest."
 )
 @click.option(
+    "--rounds",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="With --goes-on: how often engines decode by turns behind each length.",
+)
+@click.option(
     "--engine", "engines", multiple=True, help="Those whose name has it in it; may be repeated. [default: all]"
 )
 @click.option("--except", "excepted", multiple=True, help="Not those whose name has it in it; may be repeated.")
@@ -240,6 +257,7 @@ def main(
     new_tokens: int,
     turns: int,
     goes_on: bool,
+    rounds: int,
     engines: tuple[str, ...],
     excepted: tuple[str, ...],
     threads: int,
@@ -260,10 +278,12 @@ def main(
         raise click.BadParameter(
             f"the model has {spec.language.max_position_embeddings} positions", param_hint="--tokens"
         )
+    if rounds > 1 and not goes_on:
+        raise click.BadParameter("each round goes on from the one before: add --goes-on", param_hint="--rounds")
     vocabulary = {"vocabulary": spec.sizes.vocab}
     report: dict[str, Any] = {"machine": machine(("onnxruntime", "numpy")), "threads": threads, "weights": weights}
     report |= {"group_size": {"ours and genai": GROUP, "llama.cpp": LLAMA_GROUP}} if weights == "int4" else {}
-    report |= {"turns": turns, "new_tokens": new_tokens, "goes_on": goes_on, "lengths": {}}
+    report |= {"turns": turns, "new_tokens": new_tokens, "goes_on": goes_on, "rounds": rounds, "lengths": {}}
     try:
         for each in contenders:
             start = partial(each.start, threads, max(lengths) + new_tokens + 8, WARM_UP | vocabulary)
@@ -272,7 +292,7 @@ def main(
                 each.stop()  # the first process also kept what it made of the weights, as with `run`
                 start()
         job = {"new_tokens": new_tokens} | vocabulary
-        for readings in take_turns(contenders, sorted(lengths), job, turns, goes_on):
+        for readings in take_turns(contenders, sorted(lengths), job, turns, goes_on, rounds):
             for tokens, answers in readings.items():
                 if not all(answers.values()):
                     continue
