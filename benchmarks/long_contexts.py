@@ -176,10 +176,7 @@ def take_turns(
         for number, each in itertools.product(range(1, rounds), contenders):
             more = each.ask({**job, "tokens": tokens + number, "goes_on": True})["steps_s"]
             answer = readings[tokens][each.name][-1]
-            answer["rounds_s"] = [
-                *answer.get("rounds_s", [statistics.median(answer["steps_s"])]),
-                statistics.median(more),
-            ]
+            answer["rounds_s"].append(statistics.median(more))
             answer["steps_s"] += more
         yield readings
 
@@ -191,6 +188,7 @@ def ask(contender: Contender, job: Mapping[str, Any], earlier: list[dict[str, An
         earlier: readings of the parts before; this one is added.
     """
     answer = contender.ask(job) | {"load_average": psutil.getloadavg()[0]}
+    answer["rounds_s"] = [statistics.median(answer["steps_s"])]
     answer["part_s"] = answer["prefill_s"]
     answer["prefill_s"] += sum(part["part_s"] for part in earlier)
     answer["loaded_bytes"] = earlier[0]["loaded_bytes"] if earlier else answer["loaded_bytes"]

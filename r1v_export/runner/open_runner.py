@@ -63,7 +63,7 @@ def open_runner(
     """
     bundle = Bundle.open(folder)
     if engine is not None:
-        _refuse_named(vision_target, decoder_target)
+        refuse_named(vision_target, decoder_target)
         tokenizer, pipeline = _open_files(folder, grounding)
         generator, vision, tiles = registry.open_generator(bundle, target, engine, device, TILES_PER_RUN)
         return GeneratorRunner(generator, vision, tokenizer, pipeline, bundle.contract.sizes.hidden, tiles)
@@ -104,7 +104,7 @@ def open_vision(
         opened = _open_engine(bundle, target, device)
         said = images.note or f"images: {target}: {images.why}"
         return _paired(opened, bundle, target, images, itself, device, asked), pipeline, said
-    _refuse_named(vision_target, None)
+    refuse_named(vision_target, None)
     decodes = registry.decoding_target(bundle, target, engine)
     return decodes.open_vision(bundle, device, TILES_PER_RUN), pipeline, f"images: by an engine for {decodes.name}"
 
@@ -116,10 +116,11 @@ def _open_files(folder: Path, grounding: bool) -> tuple[Tokenizer, PipelineDocum
     return tokenizer, pipeline
 
 
-def _refuse_named(vision_target: str, decoder_target: str | None) -> None:
-    """
+def refuse_named(vision_target: str, decoder_target: str | None) -> None:
+    """Refuse what encodes images or decodes, if it is named with an engine that brings both.
+
     Raises:
-        UsageError: what encodes images or decodes is named with an engine that brings both.
+        UsageError: one of them is named.
     """
     if vision_target != AUTO:
         raise UsageError(

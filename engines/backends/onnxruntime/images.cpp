@@ -16,7 +16,7 @@ constexpr bool kIsX86 = false;
 // Why images in 8 bits are not what a gate has found good enough; empty where it has.
 std::string not_passed(const Bundle& bundle, const std::string& target) {
   const auto verdict = bundle.manifest.image_parity.find(target + " with images by " + kTitle);
-  if (verdict == bundle.manifest.image_parity.end()) return "no gate has compared it";
+  if (verdict == bundle.manifest.image_parity.end() || verdict->second.empty()) return "no gate has compared it";
   return verdict->second == kPassed ? "" : verdict->second;
 }
 

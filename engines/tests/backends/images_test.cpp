@@ -70,6 +70,12 @@ TEST_F(ChooseImages, WhatDidNotPassIsTakenWhereItIsAskedForWithAWarning) {
   }
 }
 
+TEST_F(ChooseImages, AVerdictThatSaysNothingIsNone) {
+  bundle_.manifest.image_parity[kPair] = "";
+  EXPECT_TRUE(is_exact(Device::kCpu, "auto"));
+  EXPECT_NE(chosen(Device::kCpu, "auto").note.find("no gate has compared it"), std::string::npos);
+}
+
 TEST_F(ChooseImages, ThePartRunsOnTheCpuWhateverTheEngineDoes) {
   bundle_.manifest.image_parity[kPair] = "passed";
   const ImageGraphs graphs = chosen(Device::kCuda, "onnxruntime-int8");

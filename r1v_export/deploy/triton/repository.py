@@ -27,6 +27,7 @@ from r1v_export.deploy.triton.models.python_backend import (
 from r1v_export.deploy.triton.tensors import LLM, MODELS, ORCHESTRATOR, PREPROCESS, VISION, inputs_of, outputs_of
 from r1v_export.errors import UsageError
 from r1v_export.files import link_or_copy, require_writable
+from r1v_export.runner.open_runner import refuse_named
 from r1v_export.targets import registry
 from r1v_export.targets.images import AUTO, ImageEncoder, choose
 from r1v_export.targets.interface import Decodes
@@ -146,14 +147,13 @@ def _encoder(bundle: Bundle, target: str, options: TritonOptions) -> ImageEncode
     """
     if options.vision_target == AUTO:
         return None
-    where = f"--vision-target {options.vision_target}"
     if options.engine is not None:
-        raise UsageError("An engine whose library decodes encodes images itself.", where=where, fix="omit it")
+        refuse_named(options.vision_target, None)
     encoder = choose(bundle, target, options.vision_target, options.device).encoder
     if options.backend == "r1v" and encoder is not None and encoder.name != target:
         raise UsageError(
             "libr1v encodes images by the target that answers.",
-            where=where,
+            where=f"--vision-target {options.vision_target}",
             expected=f"{AUTO}, {target}, or a part of it",
             found=encoder.name,
             fix="omit it, or use --backend python",
