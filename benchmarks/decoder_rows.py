@@ -21,6 +21,7 @@ from r1v_export.contract import Decoder
 from r1v_export.runner.batching.engine_batch import PROMPT_TOKENS_WITH_OTHERS as PIECE
 from r1v_export.runner.open_runner import open_runner
 from r1v_export.targets.decoders import decoder_part
+from r1v_export.targets.openvino.engine_file import read_engine_file
 
 OURS, ALONE = "openvino", "onnxruntime"
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -93,7 +94,8 @@ def main(bundle: Path, repeats: int) -> None:
     ratios = {quantity: ratio(results, ALONE, OURS, quantity) for quantity in results[OURS]}
     part = decoder_part(bundle, ALONE)
     assert part is not None
-    name = "decoder-rows" if part.compute == "float32" else "decoder-rows-exact"
+    exact = read_engine_file(part.folder).options.int4_inputs == "exact"
+    name = "decoder-rows-exact" if exact else "decoder-rows"
     path = write_results(name, {**found, "repeats": repeats, "speed_over_onnxruntime": ratios, "ms": results})
     for quantity, value in ratios.items():
         click.echo(f"{quantity}: {value:.2f} times as fast")

@@ -17,7 +17,8 @@ from r1v_export.quoting import shorten_text
 
 ROOT = Path("/")
 _OPTION, _VARIABLE = "--threads", "OMP_NUM_THREADS"
-_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+_TILES = "amx_bf16"
+_BFLOAT16 = {"avx512_bf16", _TILES}
 """Instructions that multiply bfloat16 values, as Linux names them."""
 _X86 = {"x86_64", "AMD64", "i686"}
 _WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -202,6 +203,15 @@ def has_bfloat16_products(root: Path = ROOT) -> bool:
         root: of the file system that holds /proc.
     """
     return not _BFLOAT16.isdisjoint(_instructions(root))
+
+
+def has_bfloat16_tiles(root: Path = ROOT) -> bool:
+    """Whether this x86 CPU multiplies tiles of bfloat16 values (AMX), several times as fast as rows of them.
+
+    Args:
+        root: of the file system that holds /proc.
+    """
+    return _TILES in _instructions(root)
 
 
 def is_x86() -> bool:

@@ -38,6 +38,19 @@ def available_bytes(root: Path = ROOT) -> int:
     return min((psutil.virtual_memory().available, *_left_in_cgroups(root)))
 
 
+def most_bytes(root: Path = ROOT) -> int:
+    """Bytes that this process could have if it were alone: the machine's memory, or what its cgroups allow.
+
+    Args:
+        root: of the file system that holds /proc and the cgroups.
+    """
+    import psutil
+
+    files = [limit for limit, _, _ in _FILES]
+    limits = (_number(folder / file) for folder in cgroup_folders(root, "memory") for file in files)
+    return min((psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)))
+
+
 def release_free_memory() -> None:
     """Give the system back what has been freed; where the C library is not glibc, nothing.
 

@@ -17,6 +17,7 @@ from r1v_export.cpus import (
     available_cpus,
     cpu_quota,
     has_bfloat16_products,
+    has_bfloat16_tiles,
     limit_environment,
     saturates_int8_products,
     thread_count,
@@ -197,19 +198,21 @@ def test_this_machine_has_a_thread_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "has"),
+    ("flags", "has", "in_tiles"),
     [
-        ("fpu avx512_bf16 avx512_vnni", True),
-        ("fpu amx_bf16", True),
-        ("fpu avx2 avx512_bf16x", False),
-        (None, False),
+        ("fpu avx512_bf16 avx512_vnni", True, False),
+        ("fpu amx_bf16", True, True),
+        ("fpu avx512_bf16 amx_int8", True, False),
+        ("fpu avx2 avx512_bf16x", False, False),
+        (None, False, False),
     ],
 )
-def test_products_are_read_from_the_cpu_s_flags(flags: str | None, has: bool, tmp_path: Path) -> None:
+def test_products_are_read_from_the_cpu_s_flags(flags: str | None, has: bool, in_tiles: bool, tmp_path: Path) -> None:
     if flags is not None:
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
     assert has_bfloat16_products(tmp_path) is has
+    assert has_bfloat16_tiles(tmp_path) is in_tiles
 
 
 @pytest.mark.parametrize(

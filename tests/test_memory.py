@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from r1v_export.memory import available_bytes, freed_memory_kept, release_free_memory
+from r1v_export.memory import available_bytes, freed_memory_kept, most_bytes, release_free_memory
 
 GIB = 1 << 30
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have heaps of their own")
@@ -31,8 +31,8 @@ def cgroup(root: Path, version: int, files: dict[str, str]) -> Path:
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 8 GiB left."""
-    memory = psutil.virtual_memory()._replace(available=8 * GIB)
+    """A machine with 8 of 16 GiB left."""
+    memory = psutil.virtual_memory()._replace(available=8 * GIB, total=16 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
 
@@ -58,6 +58,22 @@ def test_no_limit_and_a_limit_above_the_machine_change_nothing(tmp_path: Path) -
     assert available_bytes(cgroup(tmp_path / "a", 2, {"memory.max": "max", "memory.current": "5"})) == 8 * GIB
     files = {"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": str(GIB)}
     assert available_bytes(cgroup(tmp_path / "b", 1, files)) == 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "most"),
+    [
+        (2, {"memory.max": str(4 * GIB), "memory.current": str(3 * GIB)}, 4 * GIB),
+        (2, {"memory.max": "max"}, 16 * GIB),
+        (1, {"memory.limit_in_bytes": str(6 * GIB)}, 6 * GIB),
+        (1, {"memory.limit_in_bytes": str(2**63 - 4096)}, 16 * GIB),
+        (1, {}, 16 * GIB),
+    ],
+)
+def test_what_a_process_could_have_alone_does_not_depend_on_what_others_take(
+    version: int, files: dict[str, str], most: int, tmp_path: Path
+) -> None:
+    assert most_bytes(cgroup(tmp_path, version, files)) == most
 
 
 @GLIBC

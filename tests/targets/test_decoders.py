@@ -81,8 +81,12 @@ def test_the_head_is_the_one_in_8_bits_that_the_engine_has(built: Path) -> None:
 
 
 @pytest.mark.usefixtures("runs_here")
-def test_auto_takes_the_faster_one_where_its_gate_passed(bundle: Path) -> None:
-    note = "decoder: openvino, which is faster here; not with --decoder-target onnxruntime"
+@pytest.mark.parametrize(("in_tiles", "rounding"), [(False, ""), (True, " in bfloat16")])
+def test_auto_takes_the_faster_one_where_its_gate_passed(
+    bundle: Path, in_tiles: bool, rounding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1v_export.targets.openvino.target.has_bfloat16_tiles", lambda: in_tiles)
+    note = f"decoder: openvino{rounding}, which is faster here; not with --decoder-target onnxruntime"
     assert chosen(bundle) == ("openvino", note)
     assert chosen(bundle, device="cuda") == (None, None)
     assert chosen(bundle, None) == (None, None)

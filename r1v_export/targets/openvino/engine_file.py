@@ -73,6 +73,11 @@ class EngineFile(StrictModel):
     image_products: tuple[ImageProducts, ...] = ("bfloat16",)
     """What float32 products of images may round their operands to, the fastest first."""
 
+    @property
+    def steps_in_8_bits(self) -> bool:
+        """Whether it decodes over a pool of blocks, with inputs of 4-bit weights in 8 bits."""
+        return self.paged and self.options.int4_inputs == "int8"
+
 
 def read_engine_file(engine: Path) -> EngineFile:
     """Read an engine's `engine.json`.

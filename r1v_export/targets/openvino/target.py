@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1v_export import contract
-from r1v_export.config import BuildConfig, Compute, Device, ImageProducts, Matmul
-from r1v_export.cpus import has_bfloat16_products
+from r1v_export.config import BuildConfig, Compute, Device, ImageProducts
+from r1v_export.cpus import has_bfloat16_products, has_bfloat16_tiles
 from r1v_export.errors import BundleError, CapabilityError
 from r1v_export.manifest import MANIFEST
 from r1v_export.model_spec import ModelSpec
@@ -108,14 +108,14 @@ class OpenVinoTarget(Target):
 
     def write_decoder(self, model: ir.Model, graphs: Path, int4_inputs: Int4Inputs, out: Path) -> None:
         """Inputs that 4-bit weights multiply as they are, are rounded to bfloat16: in float32 a step of several rows
-        takes twice as long."""
+        takes twice as long. Where they are in 8 bits, `runtime.model.attention_of` says what is in bfloat16."""
         from r1v_export.targets.openvino.write.graphs import write_paged_decoder
 
-        matmul: Matmul = "float32" if int4_inputs == "int8" else "bfloat16"
-        write_paged_decoder(model, graphs, OpenVinoConfig(matmul=matmul, int4_inputs=int4_inputs), out)
+        write_paged_decoder(model, graphs, OpenVinoConfig(matmul="bfloat16", int4_inputs=int4_inputs), out)
 
     def decoder_compute(self, engine: Path) -> Compute:
-        return read_engine_file(engine).options.matmul
+        file = read_engine_file(engine)
+        return "float32" if file.steps_in_8_bits and not has_bfloat16_tiles() else file.options.matmul
 
     def why_not_decoder(self) -> str | None:
         return self.why_not_images("bfloat16")
@@ -124,7 +124,8 @@ class OpenVinoTarget(Target):
         opened = _open(engine, bundle.absolute(), [contract.DECODER], spec)
         from r1v_export.targets.openvino.runtime.paged_attention import require_paged_attention
 
-        require_paged_attention(spec.sizes.kv_heads, spec.sizes.head_dim, opened.decoder_products)
+        for attention in opened.attention:
+            require_paged_attention(spec.sizes.kv_heads, spec.sizes.head_dim, attention)
         return opened
 
     def open_images(self, engine: Path, bundle: Path, spec: ModelSpec, products: ImageProducts) -> OpenVinoEngine:

@@ -17,7 +17,13 @@ from r1v_export.errors import CapabilityError
 from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
-from r1v_export.targets.openvino.runtime.model import Compiled, compile_graph, products_of
+from r1v_export.targets.openvino.runtime.model import (
+    Compiled,
+    attention_of,
+    compile_graph,
+    has_graph_for_prompts,
+)
+from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 
@@ -68,19 +74,28 @@ class OpenVinoEngine:
         return self._embed.run(input_ids, image_embeds)[0]
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        decoder = PagedDecoder if self._file.paged else OpenVinoDecoder
-        return decoder(self._decoder, self.sizes, batch, capacity)
+        if not self._file.paged:
+            return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
+        open_prompts = (lambda: self._decoder_of_prompts) if self._has_graph_for_prompts else None
+        pools = getattr(ov.Type, self.attention[0].pools)
+        return PagedDecoder(lambda: self._decoder, open_prompts, pools, self.sizes, batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes
-        value_bytes = getattr(ov.Type, self.decoder_products if self._file.paged else "f32").size
+        value_bytes = getattr(ov.Type, self.attention[0].pools if self._file.paged else "f32").size
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * value_bytes
         return CacheLimits(slot_bytes, ragged=self._file.paged)
 
     @cached_property
-    def decoder_products(self) -> str:
-        """What its decoder rounds operands to that are not quantized: f32 or bf16."""
-        return products_of(contract.DECODER, self._file)
+    def attention(self) -> list[Attention]:
+        """How each of its decoder's graphs attends, where that is over pools of blocks."""
+        return [
+            attention_of(self._file, prompts=prompts) for prompts in (False, True)[: 1 + self._has_graph_for_prompts]
+        ]
+
+    @cached_property
+    def _has_graph_for_prompts(self) -> bool:
+        return has_graph_for_prompts(self._file)
 
     @cached_property
     def _vision(self) -> Graph:
@@ -111,6 +126,12 @@ class OpenVinoEngine:
     @cached_property
     def _decoder(self) -> Compiled:
         return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads, keep=self.keep)
+
+    @cached_property
+    def _decoder_of_prompts(self) -> Compiled:
+        """The same decoder for prompts alone."""
+        arguments = self.folder, self.bundle, contract.DECODER, self._file, self.threads
+        return compile_graph(*arguments, keep=self.keep, prompts=True)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS

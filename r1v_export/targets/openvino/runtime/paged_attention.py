@@ -6,8 +6,8 @@ it is opened where the operator computes what it should, and not otherwise.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,17 +20,22 @@ from r1v_export.targets.openvino.library import ov
 BLOCK = 32
 """Slots of a block on the CPU."""
 _TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}
-"""How far results may be from those of float32, by what products round to: keys, queries and weights have 8 bits in
+"""How far results may be from those of float32, by what operands round to: keys, queries and weights have 8 bits in
 bfloat16, and results are around 1."""
 
 
-def properties(products: str) -> dict[str, str]:
-    """What keeps the pools, and the blocks of them, in the form that `pool_shape` and `new_pool` say.
+class Attention(NamedTuple):
+    """How a graph attends. Each is f32 or bf16."""
 
-    Args:
-        products: f32 or bf16.
-    """
-    return {"KV_CACHE_PRECISION": products, "INFERENCE_PRECISION_HINT": products}
+    pools: str
+    """What the pools hold, and the operator rounds its operands to."""
+    products: str
+    """What other products of the graph round to that are not quantized."""
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What keeps the pools, and the blocks of them, in the form that `pool_shape` and `new_pool` say."""
+        return {"KV_CACHE_PRECISION": self.pools, "INFERENCE_PRECISION_HINT": self.products}
 
 
 def pool_shape(blocks: int, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
@@ -44,11 +49,11 @@ def new_pool(shape: tuple[int, ...], element_type: ov.Type) -> tuple[np.ndarray,
     return pool, ov.Tensor(pool, ov.Shape(shape), element_type)
 
 
-def extension() -> Any:
+def extension(attention: Attention) -> Any:
     """What makes the operator of nodes `PagedAttention` where a graph is read."""
     from openvino.frontend.onnx import ConversionExtension  # behind `library`, which imports OpenVINO as it should be
 
-    return ConversionExtension(PAGED_ATTENTION, DOMAIN, _converted)
+    return ConversionExtension(PAGED_ATTENTION, DOMAIN, partial(_converted, attention))
 
 
 def let_pools_have_any_type(model: ov.Model) -> None:
@@ -60,18 +65,15 @@ def let_pools_have_any_type(model: ov.Model) -> None:
 
 
 @cache
-def require_paged_attention(kv_heads: int, head_dim: int, products: str) -> None:
+def require_paged_attention(kv_heads: int, head_dim: int, attention: Attention) -> None:
     """Check that this OpenVINO has the operator, and that it attends as it should to keys of this shape.
-
-    Args:
-        products: f32 or bf16, what it rounds to.
 
     Raises:
         CapabilityError: it has none, or another one.
     """
     try:
-        difference = _difference(kv_heads, head_dim, products)
-        is_far = difference > _TOLERANCE[products]
+        difference = _difference(kv_heads, head_dim, attention)
+        is_far = difference > _TOLERANCE[attention.pools]
         found = f"openvino {ov.__version__}: results differ by {difference:.2g}" if is_far else None
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes.
         found = f"openvino {ov.__version__}: {shortened(error)}"
@@ -85,10 +87,18 @@ def require_paged_attention(kv_heads: int, head_dim: int, products: str) -> None
         )
 
 
-def _converted(node: ov.frontend.NodeContext) -> list[ov.Output]:
+def _converted(attention: Attention, node: ov.frontend.NodeContext) -> list[ov.Output]:
     inputs = [node.get_input(index) for index in range(5 + len(BLOCK_TABLE))]
-    operator = _operator(inputs, node.get_attribute("kv_heads"), node.get_attribute("head_dim"))
-    return [operator.output(0)]
+    return [_attend(inputs, node.get_attribute("kv_heads"), node.get_attribute("head_dim"), attention)]
+
+
+def _attend(inputs: list[ov.Output], kv_heads: int, head_dim: int, attention: Attention) -> ov.Output:
+    """The operator's result, float32. Its operands are rounded here where the session rounds no others."""
+    if attention.pools == attention.products:
+        return _operator(inputs, kv_heads, head_dim).output(0)
+    ops: Any = ov.opset13
+    rounded = [ops.convert(each, attention.pools).output(0) for each in inputs[:3]]
+    return ops.convert(_operator([*rounded, *inputs[3:]], kv_heads, head_dim).output(0), "f32").output(0)
 
 
 def _operator(inputs: list[ov.Output], kv_heads: int, head_dim: int) -> ov.Node:
@@ -137,15 +147,15 @@ def _constant(content: Any) -> ov.Output:
     return ov.opset13.constant(np.asarray(content)).output(0)
 
 
-def _difference(kv_heads: int, head_dim: int, products: str) -> float:
+def _difference(kv_heads: int, head_dim: int, attention: Attention) -> float:
     """How far the operator is from attention in NumPy: three and then two tokens of a sequence, next to another one."""
     heads = 2 * kv_heads
     random = np.random.default_rng(0)
     widths = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
     long, short = ([random.standard_normal((count, width)).astype(np.float32) for width in widths] for count in (5, 2))
-    request = _alone(heads, kv_heads, head_dim, products).create_infer_request()
+    request = _alone(heads, kv_heads, head_dim, attention).create_infer_request()
     shape = pool_shape(3, kv_heads, head_dim)
-    pools = [new_pool(shape, getattr(ov.Type, products)) for _ in range(2)]
+    pools = [new_pool(shape, getattr(ov.Type, attention.pools)) for _ in range(2)]
     for index, (_, tensor) in enumerate(pools, start=len(widths)):
         request.set_input_tensor(index, tensor)
     together = [np.concatenate(parts) for parts in zip((part[3:] for part in long), short, strict=True)]
@@ -166,15 +176,15 @@ def _difference(kv_heads: int, head_dim: int, products: str) -> float:
     return float(max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)))
 
 
-def _alone(heads: int, kv_heads: int, head_dim: int, products: str) -> ov.CompiledModel:
+def _alone(heads: int, kv_heads: int, head_dim: int, attention: Attention) -> ov.CompiledModel:
     """The operator, compiled by itself."""
     ops: Any = ov.opset13
     widths = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
     parameters = [ops.parameter([-1, width], ov.Type.f32) for width in widths]
     parameters += [ops.parameter([-1] * 4, ov.Type.dynamic) for _ in range(2)]
     parameters += [ops.parameter([-1] * rank, ov.Type.i32) for rank in BLOCK_TABLE.values()]
-    operator = _operator([parameter.output(0) for parameter in parameters], kv_heads, head_dim)
-    return ov.Core().compile_model(ov.Model([operator.output(0)], parameters), "CPU", properties(products))
+    attended = _attend([parameter.output(0) for parameter in parameters], kv_heads, head_dim, attention)
+    return ov.Core().compile_model(ov.Model([attended], parameters), "CPU", attention.properties)
 
 
 def _attended(query_THD: np.ndarray, key_TKD: np.ndarray, value_TKD: np.ndarray) -> np.ndarray:

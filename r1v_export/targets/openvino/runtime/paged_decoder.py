@@ -5,9 +5,9 @@ Letters: B rows, S new tokens of each, P of them with logits, W of all rows with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,21 @@ TOKENS_AT_ONCE = 512
 """New tokens from which on further rows go into another run: it bounds what activations take."""
 BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
+PROMPT_TOKENS = 128
+"""New tokens from which on a run is left to the graph for prompts. From 64 to 128 both take as long."""
+
+
+class Run(NamedTuple):
+    """A graph, and its runs on one decoder's pools."""
+
+    compiled: Compiled
+    request: ov.InferRequest
+    logits: ov.Output
+    """Which of its outputs they are."""
+
+    @staticmethod
+    def of(compiled: Compiled) -> Run:
+        return Run(compiled, compiled.model.create_infer_request(), compiled.model.output(contract.LOGITS))
 
 
 class PagedDecoder:
@@ -38,14 +53,31 @@ class PagedDecoder:
     The pool of a layer's keys, or values, is one array that runs read and write in place. Each row has as many blocks
     of it as the longest row needs so far, in steps of `BLOCKS`, one after the other; which ones is a number, so that
     rows change places without a copy.
+
+    Args:
+        open_graph: gives the graph.
+        open_prompts: gives the one that computes runs of `PROMPT_TOKENS` or more, on the same pools; None for the same.
+            Either is called when there is something for it to compute.
+        pools: what the pools hold.
     """
 
-    def __init__(self, compiled: Compiled, sizes: Sizes, batch: int, capacity: int) -> None:
+    def __init__(
+        self,
+        open_graph: Callable[[], Compiled],
+        open_prompts: Callable[[], Compiled] | None,
+        pools: ov.Type,
+        sizes: Sizes,
+        batch: int,
+        capacity: int,
+    ) -> None:
         self.sizes, self.batch, self.capacity = sizes, batch, capacity
-        self._compiled, self._request = compiled, compiled.model.create_infer_request()
-        self._logits = compiled.model.output(contract.LOGITS)
+        self._open_graph, self._open_prompts, self._pool_type = open_graph, open_prompts, pools
+        self._runs: dict[bool, Run] = {}
+        """By whether they are of prompts alone."""
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
-        """By the graph's inputs, in what its products are rounded to."""
+        """By the graph's inputs."""
+        self._tensors: dict[str, ov.Tensor] = {}
+        """What the pools are the memory of."""
         self._row_blocks = 0
         self._places_B = np.arange(0)
         """Of each row: its part of the pools."""
@@ -115,13 +147,24 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        with self._compiled.weights.packing(), naming(contract.DECODER, inputs):
+        run = self._run_of(int(begins[-1]))
+        with run.compiled.weights.packing(), naming(contract.DECODER, inputs):
             for name, array in inputs.items():
-                self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-            self._request.infer()
-            logits_1WV = self._request.get_tensor(self._logits).data
+                run.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            run.request.infer()
+            logits_1WV = run.request.get_tensor(run.logits).data
             logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
             return logits_BPV
+
+    def _run_of(self, tokens: int) -> Run:
+        """What computes so many new tokens, on the pools as they are."""
+        is_prompt = self._open_prompts is not None and tokens >= PROMPT_TOKENS
+        if is_prompt not in self._runs:
+            opened = Run.of(self._open_prompts() if self._open_prompts and is_prompt else self._open_graph())
+            for name, tensor in self._tensors.items():
+                opened.request.set_tensor(name, tensor)
+            self._runs[is_prompt] = opened
+        return self._runs[is_prompt]
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
@@ -133,13 +176,14 @@ class PagedDecoder:
         shape = pool_shape(batch * blocks, self.sizes.kv_heads, self.sizes.head_dim)
         for name, old in self._pools.items():
             # One pool after the other, so that little is there twice.
-            new, tensor = new_pool(shape, self._compiled.products)
+            new, tensor = new_pool(shape, self._pool_type)
             for row, count in enumerate(map(int, _blocks(lengths_B))):
                 begin, kept = row * blocks, min(count, blocks)
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
-            self._pools[name] = new
-            self._request.set_tensor(name, tensor)
+            self._pools[name], self._tensors[name] = new, tensor
+            for run in self._runs.values():
+                run.request.set_tensor(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)
 
     def _parts(self, pool: np.ndarray) -> np.ndarray:

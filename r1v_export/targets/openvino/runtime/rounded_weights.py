@@ -75,13 +75,13 @@ def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep 
     ops: Any = ov.opset13
     # Constants of another form, such as u8 with a zero point, are widened before each product instead.
     widened = ops.multiply(ops.convert(constant, "f32"), ops.constant(scales[:, None]))
-    # In bfloat16 the largest of each token is found in half the time.
-    x = ops.convert(product.input_value(0), "bf16")
-    largest = ops.reduce_max(ops.abs(x), ops.constant([-1]), keep_dims=True)
-    scale = ops.maximum(largest, ops.convert(ops.constant(np.float32(_LEAST_SCALE)), "bf16"))
+    x, features = product.input_value(0), ops.constant([-1])
+    largest, least = (reduce(x, features, keep_dims=True) for reduce in (ops.reduce_max, ops.reduce_min))
+    # Two readings of the inputs take less than the absolute values that one would have to write.
+    scale = ops.maximum(ops.maximum(largest, ops.negative(least)), ops.constant(np.float32(_LEAST_SCALE)))
     limits = ops.constant(np.float32(-1)), ops.constant(np.float32(1))
-    quantized = ops.fake_quantize(ops.convert(ops.divide(x, scale), "f32"), *limits, *limits, 2 * _STEPS + 1)
-    _replace(product, ops.multiply(ops.matmul(quantized, widened, False, True), ops.convert(scale, "f32")))
+    quantized = ops.fake_quantize(ops.divide(x, scale), *limits, *limits, 2 * _STEPS + 1)
+    _replace(product, ops.multiply(ops.matmul(quantized, widened, False, True), scale))
     return content
 
 

@@ -22,12 +22,27 @@ MODULE = "r1v_export.targets.openvino.runtime.paged_decoder"
 """Not imported here: it needs OpenVINO."""
 
 
-def open_paged(built: Built, folder, matmul="float32"):
+def open_paged(built: Built, folder, matmul="float32", int4_inputs=None):
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
     model = ir.load(built.graphs / f"{DECODER}.onnx")
-    write_paged_decoder(model, built.graphs, OpenVinoConfig(matmul=matmul), folder)
+    write_paged_decoder(model, built.graphs, OpenVinoConfig(matmul=matmul, int4_inputs=int4_inputs), folder)
     return OpenVinoEngine(folder, built.folder, built.spec.sizes)
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """A CPU that multiplies tiles of bfloat16, as far as the runtime knows: others compute the same more slowly."""
+    from r1v_export.targets.openvino.doctor import has_bfloat16
+
+    if not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16 products")
+    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: True)
+
+
+def distances(found, wanted):
+    """Relative, of every array."""
+    return [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found, wanted, strict=True)]
 
 
 @pytest.fixture
@@ -52,11 +67,73 @@ def test_in_bfloat16_it_follows_the_reference_in_half_the_memory(built, tmp_path
     paged = open_paged(built, tmp_path, "bfloat16")
     prompts_SE = prompts(built.spec, [12, 30, 7])
     steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
-    for found, wanted in zip(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps), strict=True):
-        assert 1e-5 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 2e-2
+    for distance in distances(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps)):
+        assert 1e-5 < distance < 2e-2
+    assert_half_the_memory(built, paged)
+
+
+def assert_half_the_memory(built, paged):
     sizes = built.spec.sizes
     assert paged.cache_limits().slot_bytes == 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 2
     assert {pool.itemsize for pool in paged.decoder(2, 64)._pools.values()} == {2}
+
+
+def test_with_inputs_in_8_bits_attention_alone_is_in_bfloat16_where_tiles_are_multiplied(built, tmp_path, tiles):
+    (tmp_path / "exact").mkdir()
+    exact = open_paged(built, tmp_path / "exact", "bfloat16")
+    paged = open_paged(built, tmp_path, "bfloat16", "int8")
+    prompts_SE = prompts(built.spec, [12, 30, 7])
+    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
+    expected = walk(built.reference, prompts_SE, steps)
+    found, all_rounded = (distances(walk(each, prompts_SE, steps), expected) for each in (paged, exact))
+    # The graphs have no 4-bit weights, so that nothing is in 8 bits.
+    assert all(1e-6 < distance < 2e-2 for distance in found)
+    assert np.mean(found) < np.mean(all_rounded)
+    assert_half_the_memory(built, paged)
+
+
+def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, tmp_path, tiles, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools are allocated anew under both graphs
+    paged = open_paged(built, tmp_path, "bfloat16", "int8")
+    decoders, make = [], paged.decoder
+    monkeypatch.setattr(paged, "decoder", lambda *sizes: decoders.append(make(*sizes)) or decoders[-1])
+    prompts_SE = prompts(built.spec, [30, 3, 36])
+    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
+    for distance in distances(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps)):
+        assert distance < 2e-2
+    hints = {
+        prompt: run.compiled.model.get_property("INFERENCE_PRECISION_HINT")
+        for prompt, run in decoders[-1]._runs.items()
+    }
+    assert {prompt: str(hint) for prompt, hint in hints.items()} == {
+        True: "<Type: 'bfloat16'>",
+        False: "<Type: 'float32'>",
+    }
+
+
+@pytest.mark.parametrize(
+    ("matmul", "int4_inputs", "in_tiles", "memory", "attends"),
+    [
+        ("bfloat16", "int8", True, 1 << 40, [("bf16", "f32"), ("bf16", "bf16")]),
+        ("bfloat16", "int8", True, 1 << 10, [("bf16", "f32")]),
+        ("bfloat16", "int8", False, 1 << 40, [("f32", "f32")]),
+        ("float32", "int8", True, 1 << 40, [("f32", "f32")]),  # as bundles before 2026-11-30 say it
+        ("bfloat16", "exact", False, 1 << 40, [("bf16", "bf16")]),
+        ("float32", "exact", True, 1 << 40, [("f32", "f32")]),
+    ],
+)
+def test_what_is_rounded_to_bfloat16_is_decided_by_bundle_processor_and_memory(
+    built, tmp_path, monkeypatch, matmul, int4_inputs, in_tiles, memory, attends
+):
+    model = "r1v_export.targets.openvino.runtime.model"
+    monkeypatch.setattr(f"{model}.has_bfloat16", lambda: True)
+    monkeypatch.setattr(f"{model}.has_bfloat16_tiles", lambda: in_tiles)
+    monkeypatch.setattr(f"{model}.most_bytes", lambda: memory)
+    monkeypatch.setattr("r1v_export.targets.openvino.target.has_bfloat16_tiles", lambda: in_tiles)
+    assert [tuple(each) for each in open_paged(built, tmp_path, matmul, int4_inputs).attention] == attends
+    rounds = any(pools == "bf16" for pools, _ in attends)
+    assert OpenVinoTarget().decoder_compute(tmp_path) == ("bfloat16" if rounds else "float32")
 
 
 def test_without_bfloat16_products_it_is_in_float32(built, tmp_path, monkeypatch):
@@ -191,7 +268,7 @@ def test_a_library_without_the_operator_is_not_used(monkeypatch):
     monkeypatch.delattr(ov.op, "_PagedAttentionExtension")
     try:
         with pytest.raises(CapabilityError, match="paged attention") as error:
-            paged_attention.require_paged_attention(2, 64, "f32")
+            paged_attention.require_paged_attention(2, 64, paged_attention.Attention("f32", "f32"))
     finally:
         paged_attention.require_paged_attention.cache_clear()
     assert "_PagedAttentionExtension" in str(error.value.found)
