@@ -28,6 +28,7 @@ from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.rounded_activations import let_activations_be_bfloat16
 from r1v_export.targets.openvino.runtime.rounded_weights import Multiply, multiply_in_bfloat16, multiply_in_int8
+from r1v_export.targets.openvino.runtime.tower_attention import attend_by_products
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def compile_graph(
     attention = attention_of(file, prompts=prompts) if file.paged else None
     try:
         model = _read(path, attention)
+        if graph == contract.VISION:
+            attend_by_products(model)
         if outputs:
             model.add_outputs(outputs)
         products = properties["INFERENCE_PRECISION_HINT"]

@@ -44,6 +44,7 @@ class Run(NamedTuple):
 
     @staticmethod
     def of(compiled: Compiled) -> Run:
+        """Runs of a graph, which has no pools yet."""
         return Run(compiled, compiled.model.create_infer_request(), compiled.model.output(contract.LOGITS))
 
 
