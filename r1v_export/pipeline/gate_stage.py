@@ -18,7 +18,7 @@ from r1v_export.pipeline.stage_code import RUN_CODE
 from r1v_export.progress import ProgressCallback
 from r1v_export.targets import registry
 from r1v_export.targets.decoders import decoder_part, lending_target
-from r1v_export.targets.images import encoding_target, named_pair, parts_of
+from r1v_export.targets.images import decoder_of_pair, encoding_target, named_pair, parts_of
 
 if TYPE_CHECKING:
     from r1v_export.config import ImageProducts
@@ -122,9 +122,11 @@ def _image_settings(job: Build, target: str) -> str | list[str] | None:
     return [f"{name} in {each}" for name, each in parts if encoding_target(name).why_not_images(each) is None]
 
 
-def _decoder_settings(job: Build, target: str) -> dict[str, str | None]:
-    """Nothing for engines for which nothing else decodes: their stages stay as they are."""
-    return {"decoder": why_decoder_is_not_compared(job, target)} if _decoder_target(job, target) else {}
+def _decoder_settings(job: Build, target: str) -> dict[str, str]:
+    """What decides how another decoder is compared. Nothing for engines for which nothing else decodes."""
+    if (decoder := _decoder_target(job, target)) is None:
+        return {}
+    return {"decoder": why_decoder_is_not_compared(job, target) or lending_target(decoder).decodes_with()}
 
 
 def _tools(job: Build, target: str) -> tuple[str, ...]:
@@ -186,13 +188,13 @@ def image_verdicts(job: Build) -> dict[str, str]:
 
 def decoder_verdicts(job: Build) -> dict[str, str]:
     """The same of each engine for which another one can decode, as `Manifest.decoder_parity` has it."""
-    return {
-        named_pair(target, decoder=part.name): _verdict(
-            job, target, "decoder", why_decoder_is_not_compared(job, target)
-        )[1]
-        for target in job.config.targets
-        if (part := decoder_part(job.out, target)) is not None
-    }
+    verdicts: dict[str, str] = {}
+    for target in job.config.targets:
+        if (part := decoder_part(job.out, target)) is not None:
+            candidate, verdict = _verdict(job, target, "decoder", why_decoder_is_not_compared(job, target))
+            decoder = decoder_of_pair(candidate) if candidate else part.title
+            verdicts[named_pair(target, decoder=decoder)] = verdict
+    return verdicts
 
 
 def _verdict(job: Build, target: str, gate: Gate, why_not: str | None) -> tuple[str | None, str]:

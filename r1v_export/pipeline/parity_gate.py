@@ -95,7 +95,7 @@ def candidate_endpoint(
     spec = read_spec(folder)
     engine = registry.open_engine(folder, target, spec, device)
     if images is not None or decoder is not None:
-        name = named_pair(target, images=images.title if images else None, decoder=decoder.name if decoder else None)
+        name = named_pair(target, images=images.title if images else None, decoder=decoder.title if decoder else None)
         open_images = partial(images.open, folder, spec, device) if images else None
         open_decoder = partial(decoder.open, folder, spec) if decoder else None
         engine = PairedEngine(engine, name, open_images, open_decoder)

@@ -157,7 +157,7 @@ def _paired(
         if "images" not in asked:
             open_images = partial(_open_or, engine, open_images, f"images are not encoded by {encodes}")
     if (part := decoder.part) is not None:
-        decodes, open_decoder = part.name, partial(part.open, bundle.folder, bundle.spec)
+        decodes, open_decoder = part.title, partial(part.open, bundle.folder, bundle.spec)
         if "decoder" not in asked:
             open_decoder = partial(_open_or, engine, open_decoder, f"answers are not decoded by {decodes}")
     log_event(_LOG, logging.INFO, "images: %(encoder)s: %(why)s", encoder=encodes or target, why=images.why)

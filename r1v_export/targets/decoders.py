@@ -61,6 +61,11 @@ class DecodesForOthers(Protocol):
         """Why it does not decode for others on this machine; None if it does. Loads no library."""
         ...
 
+    def decodes_with(self) -> str:
+        """What of this machine decides how its decoders compute: where that differs, a gate has to compare them anew.
+        Loads no library."""
+        ...
+
     def open_decoder(self, engine: Path, bundle: Path, spec: ModelSpec) -> DecoderEngine:
         """What `write_decoder` wrote into the folder `engine`, on the weights of the bundle.
 
@@ -90,6 +95,11 @@ class DecoderPart:
             BundleError: it is damaged.
         """
         return lending_target(self.name).decoder_compute(self.folder)
+
+    @property
+    def title(self) -> str:
+        """What decodes here, as verdicts name it: that of a processor which computes otherwise is another one's."""
+        return self.name if self.compute == "float32" else f"{self.name} in {self.compute}"
 
     def open(self, bundle: Path, spec: ModelSpec) -> DecoderEngine:
         """Open it, in a bundle's folder, which need not be finished.
@@ -148,27 +158,27 @@ def choose_decoder(bundle: Bundle, target: str, asked: str | None, device: Devic
     if asked is None or asked == target:
         return ChosenDecoder(None, "asked for" if asked else "one question gains less than opening another one takes")
     if asked != AUTO:
-        return ChosenDecoder(_asked_part(bundle, target, part, asked), "asked for", _warning(bundle, target, asked))
+        found = _asked_part(bundle, target, part, asked)
+        return ChosenDecoder(found, "asked for", _warning(bundle, target, found))
     if part is None:
         return ChosenDecoder(None, "nothing else decodes for this engine")
     if (why_not := lending_target(part.name).why_not_decoder()) is not None:
         return ChosenDecoder(None, why_not)
-    verdict = _verdict(bundle, target, part.name)
+    verdict = _verdict(bundle, target, part)
     if verdict != PASSED:
-        return ChosenDecoder(None, f"{part.name} is here, but {verdict}")
-    rounding = "" if part.compute == "float32" else f" in {part.compute}"
-    note = f"decoder: {part.name}{rounding}, which is faster here; not with --decoder-target {target}"
+        return ChosenDecoder(None, f"{part.title} is here, but {verdict}")
+    note = f"decoder: {part.title}, which is faster here; not with --decoder-target {target}"
     return ChosenDecoder(part, f"{part.name} is faster here, and its gate passed", note)
 
 
-def _verdict(bundle: Bundle, target: str, name: str) -> str:
-    return bundle.manifest.decoder_parity.get(named_pair(target, decoder=name), "no gate has compared it")
+def _verdict(bundle: Bundle, target: str, part: DecoderPart) -> str:
+    return bundle.manifest.decoder_parity.get(named_pair(target, decoder=part.title), "no gate has compared it")
 
 
-def _warning(bundle: Bundle, target: str, asked: str) -> str | None:
-    verdict = _verdict(bundle, target, asked)
-    compare = f"r1v-export check {bundle.folder} --decoder-target {asked}"
-    note = f"warning: decoding by {asked} is not compared with PyTorch ({verdict}); compare it: {compare}"
+def _warning(bundle: Bundle, target: str, part: DecoderPart) -> str | None:
+    verdict = _verdict(bundle, target, part)
+    compare = f"r1v-export check {bundle.folder} --decoder-target {part.name}"
+    note = f"warning: decoding by {part.title} is not compared with PyTorch ({verdict}); compare it: {compare}"
     return None if verdict == PASSED else note
 
 

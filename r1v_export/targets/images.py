@@ -21,6 +21,7 @@ from r1v_export.targets.interface import EncodesImages
 
 IMAGES = "images"
 """Folder in an engine's: what encodes images besides the engine itself."""
+_DECODER_BY = "decoder by "
 AUTO = "auto"
 """The fastest way to encode images that is compared and runs here."""
 
@@ -87,8 +88,14 @@ class Chosen:
 
 def named_pair(target: str, *, images: str | None = None, decoder: str | None = None) -> str:
     """What an engine that answers is called together with those that encode images, and that decode."""
-    parts = [f"{what} by {name}" for what, name in (("images", images), ("decoder", decoder)) if name is not None]
+    named = ("images by ", images), (_DECODER_BY, decoder)
+    parts = [f"{what}{name}" for what, name in named if name is not None]
     return " with ".join([target, " and ".join(parts)] if parts else [target])
+
+
+def decoder_of_pair(name: str) -> str:
+    """What decodes, in a name of `named_pair` that has it."""
+    return name.rpartition(_DECODER_BY)[2]
 
 
 def encoding_target(name: str) -> EncodesImages:

@@ -203,6 +203,8 @@ def test_a_build_compares_another_decoder_where_it_can(
 
     gate = ParityConfig(questions=1, max_new_tokens=2)
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
+    in_tiles = "r1v_export.targets.openvino.target.has_bfloat16_tiles"
+    monkeypatch.setattr(in_tiles, lambda: False)
 
     def built(lacks: str | None) -> Bundle:
         for name in ("why_not_images", "why_not_decoder"):
@@ -230,6 +232,13 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert found.rounded_inputs.engines == ("onnxruntime", "openvino")
     assert chosen(passed)
 
+    monkeypatch.setattr(in_tiles, lambda: True)  # a processor that computes otherwise
+    assert not chosen(passed)
+    elsewhere = built(None)
+    assert elsewhere.manifest.decoder_parity == {f"{DECODER_PAIR} in bfloat16": "passed"}
+    assert chosen(elsewhere)
+    monkeypatch.setattr(in_tiles, lambda: False)
+
     run = PagedDecoder.step
 
     def wrong(self: PagedDecoder, *arguments: np.ndarray) -> np.ndarray:
@@ -254,7 +263,7 @@ def test_a_decoder_of_exact_inputs_is_compared_by_the_limits_of_bfloat16(
     gate, exact = ParityConfig(questions=1, max_new_tokens=2), {"onnxruntime": {"int4_inputs": "exact"}}
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate, targets=exact)
     bundle = Bundle.open(build(config, tmp_path / "out").out)
-    assert bundle.manifest.decoder_parity == {DECODER_PAIR: "passed"}
+    assert bundle.manifest.decoder_parity == {f"{DECODER_PAIR} in bfloat16": "passed"}
     assert read_report(bundle.folder / "report/decoder").profile == "bf16"
 
 
@@ -273,7 +282,8 @@ def test_a_library_without_paged_attention_fails_no_build(
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
     bundle = Bundle.open(build(config, tmp_path / "out").out)
     assert bundle.manifest.parity == {"onnxruntime": "passed"}
-    assert bundle.manifest.decoder_parity == {DECODER_PAIR: "the machine that compared the engine could not"}
+    (verdict,) = bundle.manifest.decoder_parity.values()
+    assert verdict == "the machine that compared the engine could not"
     assert "the decoder of openvino is not compared: This version of OpenVINO has no paged attention" in caplog.text
     assert choose_decoder(bundle, "onnxruntime", AUTO, "cpu").part is None
     check = ["check", str(bundle.folder), "--model", str(tiny_model), "--questions", "1", "--max-new-tokens", "2"]

@@ -22,6 +22,7 @@ from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PAIR = named_pair("onnxruntime", decoder="openvino")
+TARGET = "r1v_export.targets.openvino.target"
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +41,14 @@ def bundle(tmp_path: Path, built: Path) -> Path:
 
 @pytest.fixture
 def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without AMX, as far as verdicts know."""
     monkeypatch.setattr(OpenVinoTarget, "why_not_decoder", lambda _: None)
+    monkeypatch.setattr(f"{TARGET}.has_bfloat16_tiles", lambda: False)
 
 
-def write_verdict(bundle: Path, verdict: str | None) -> None:
+def write_verdict(bundle: Path, verdict: str | None, pair: str = PAIR) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["decoder_parity"] = {} if verdict is None else {PAIR: verdict}
+    manifest["decoder_parity"] = {} if verdict is None else {pair: verdict}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -81,12 +84,19 @@ def test_the_head_is_the_one_in_8_bits_that_the_engine_has(built: Path) -> None:
 
 
 @pytest.mark.usefixtures("runs_here")
-@pytest.mark.parametrize(("in_tiles", "rounding"), [(False, ""), (True, " in bfloat16")])
-def test_auto_takes_the_faster_one_where_its_gate_passed(
-    bundle: Path, in_tiles: bool, rounding: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("r1v_export.targets.openvino.target.has_bfloat16_tiles", lambda: in_tiles)
-    note = f"decoder: openvino{rounding}, which is faster here; not with --decoder-target onnxruntime"
+def test_a_verdict_is_that_of_processors_which_compute_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{TARGET}.has_bfloat16_tiles", lambda: True)
+    assert why(bundle) == "openvino in bfloat16 is here, but no gate has compared it"
+    write_verdict(bundle, PASSED, f"{PAIR} in bfloat16")
+    note = "decoder: openvino in bfloat16, which is faster here; not with --decoder-target onnxruntime"
+    assert chosen(bundle) == ("openvino", note)
+    monkeypatch.setattr(f"{TARGET}.has_bfloat16_tiles", lambda: False)
+    assert why(bundle) == "openvino is here, but no gate has compared it"
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_auto_takes_the_faster_one_where_its_gate_passed(bundle: Path) -> None:
+    note = "decoder: openvino, which is faster here; not with --decoder-target onnxruntime"
     assert chosen(bundle) == ("openvino", note)
     assert chosen(bundle, device="cuda") == (None, None)
     assert chosen(bundle, None) == (None, None)
@@ -114,6 +124,7 @@ def test_auto_is_silent_where_nothing_faster_runs(
     assert why(bundle) == reason
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_what_is_asked_for_is_taken_and_warned_of_if_no_gate_has_passed(bundle: Path) -> None:
     assert chosen(bundle, "onnxruntime") == (None, None)
     assert chosen(bundle, "openvino") == ("openvino", None)

@@ -120,11 +120,14 @@ class OpenVinoTarget(Target):
     def why_not_decoder(self) -> str | None:
         return self.why_not_images("bfloat16")
 
+    def decodes_with(self) -> str:
+        return "tiles of bfloat16" if has_bfloat16_tiles() else "no tiles of bfloat16"
+
     def open_decoder(self, engine: Path, bundle: Path, spec: ModelSpec) -> OpenVinoEngine:
         opened = _open(engine, bundle.absolute(), [contract.DECODER], spec)
         from r1v_export.targets.openvino.runtime.paged_attention import require_paged_attention
 
-        for attention in opened.attention:
+        for attention in filter(None, (opened.attention, opened.attention_of_prompts)):
             require_paged_attention(spec.sizes.kv_heads, spec.sizes.head_dim, attention)
         return opened
 

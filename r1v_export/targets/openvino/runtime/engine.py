@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from r1v_export import contract
 from r1v_export.config import ImageProducts
 from r1v_export.contract import CacheLimits, Sizes
 from r1v_export.errors import CapabilityError
+from r1v_export.opening import Begun, Opening
 from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
 from r1v_export.targets.openvino.runtime.model import (
     Compiled,
     attention_of,
+    attention_of_prompts,
     compile_graph,
-    has_graph_for_prompts,
 )
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
@@ -74,28 +75,27 @@ class OpenVinoEngine:
         return self._embed.run(input_ids, image_embeds)[0]
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        if not self._file.paged:
-            return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
-        open_prompts = (lambda: self._decoder_of_prompts) if self._has_graph_for_prompts else None
-        pools = getattr(ov.Type, self.attention[0].pools)
-        return PagedDecoder(lambda: self._decoder, open_prompts, pools, self.sizes, batch, capacity)
+        if self._file.paged:
+            return PagedDecoder(
+                *self._paged_decoder, getattr(ov.Type, self.attention.pools), self.sizes, batch, capacity
+            )
+        return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes
-        value_bytes = getattr(ov.Type, self.attention[0].pools if self._file.paged else "f32").size
+        value_bytes = getattr(ov.Type, self.attention.pools if self._file.paged else "f32").size
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * value_bytes
         return CacheLimits(slot_bytes, ragged=self._file.paged)
 
     @cached_property
-    def attention(self) -> list[Attention]:
-        """How each of its decoder's graphs attends, where that is over pools of blocks."""
-        return [
-            attention_of(self._file, prompts=prompts) for prompts in (False, True)[: 1 + self._has_graph_for_prompts]
-        ]
+    def attention(self) -> Attention:
+        """How it attends where it decodes over a pool of blocks."""
+        return attention_of(self._file)
 
     @cached_property
-    def _has_graph_for_prompts(self) -> bool:
-        return has_graph_for_prompts(self._file)
+    def attention_of_prompts(self) -> Attention | None:
+        """How its graph for prompts does; None without one."""
+        return attention_of_prompts(self._file)
 
     @cached_property
     def _vision(self) -> Graph:
@@ -125,13 +125,22 @@ class OpenVinoEngine:
 
     @cached_property
     def _decoder(self) -> Compiled:
-        return compile_graph(self.folder, self.bundle, contract.DECODER, self._file, self.threads, keep=self.keep)
+        return self._compile_decoder(None)
 
     @cached_property
-    def _decoder_of_prompts(self) -> Compiled:
-        """The same decoder for prompts alone."""
+    def _paged_decoder(self) -> tuple[Compiled, Compiled]:
+        """The graph that decodes over a pool of blocks, and the one for prompts, which may be the same."""
+        if self.attention_of_prompts is None:
+            compiled = self._compile_decoder(self.attention)
+            return compiled, compiled
+        # At the same time: compiling has work for one thread.
+        prompts = Opening(partial(self._compile_decoder, self.attention_of_prompts))
+        return self._compile_decoder(self.attention), prompts.result()
+
+    def _compile_decoder(self, attention: Attention | None, begun: Begun = lambda: None) -> Compiled:
+        begun()
         arguments = self.folder, self.bundle, contract.DECODER, self._file, self.threads
-        return compile_graph(*arguments, keep=self.keep, prompts=True)
+        return compile_graph(*arguments, keep=self.keep, attention=attention)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS

@@ -18,6 +18,7 @@ from r1v_export.errors import BundleError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.log_event import log_event
 from r1v_export.memory import most_bytes
+from r1v_export.progress import size
 from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
@@ -26,15 +27,15 @@ from r1v_export.targets.openvino.runtime import paged_attention
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
 from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
-from r1v_export.targets.openvino.runtime.rounded_activations import let_activations_be_bfloat16
+from r1v_export.targets.openvino.runtime.rounded_activations import let_what_follows_products_be_bfloat16
 from r1v_export.targets.openvino.runtime.rounded_weights import Multiply, multiply_in_bfloat16, multiply_in_int8
 from r1v_export.targets.openvino.runtime.tower_attention import attend_by_products
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
-_SHARE_OF_MEMORY = 16
-"""A second copy of a decoder's weights is made where it takes no more than a sixteenth of the memory."""
+_PART_OF_MEMORY = 16
+"""The weights of a second graph, as they lie in their files, are no more than a sixteenth of it."""
 
 
 class Compiled(NamedTuple):
@@ -56,7 +57,7 @@ def compile_graph(
     *,
     int8: bool = False,
     keep: bool = False,
-    prompts: bool = False,
+    attention: Attention | None = None,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
 
@@ -68,14 +69,13 @@ def compile_graph(
         outputs: values inside the graph to add to its outputs.
         int8: round float32 weights of products, and their inputs, to 8 bits.
         keep: keep many rounded weights on disk, see `kept_weights`.
-        prompts: compile the decoder for prompts alone, see `has_graph_for_prompts`.
+        attention: of a decoder over a pool of blocks.
 
     Raises:
         BundleError: the graph or its weights are missing, or OpenVINO refuses them.
     """
     path = engine / f"{graph}.onnx"
-    properties = session_properties(graph, file, threads, prompts=prompts)
-    attention = attention_of(file, prompts=prompts) if file.paged else None
+    properties = session_properties(graph, file, threads, attention)
     try:
         model = _read(path, attention)
         if graph == contract.VISION:
@@ -86,7 +86,7 @@ def compile_graph(
         multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if products == "bf16" else None
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         if int8:
-            let_activations_be_bfloat16(model)
+            let_what_follows_products_be_bfloat16(model)
         compiled = ov.Core().compile_model(model, _DEVICE, properties)
         weights.forget()
     except R1VError:
@@ -101,8 +101,9 @@ def compile_graph(
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this openvino",
         ) from error
     message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)s"
-    used, count = compiled.get_property("INFERENCE_PRECISION_HINT"), properties["INFERENCE_NUM_THREADS"]
-    log_event(_LOG, logging.INFO, message, graph=path, products=str(used), threads=Count(count, "thread"))
+    used, count = str(compiled.get_property("INFERENCE_PRECISION_HINT")), properties["INFERENCE_NUM_THREADS"]
+    used += f", attention in {attention.pools}" if attention else ""
+    log_event(_LOG, logging.INFO, message, graph=path, products=used, threads=Count(count, "thread"))
     return Compiled(compiled, weights)
 
 
@@ -117,21 +118,17 @@ def _read(path: Path, attention: Attention | None) -> ov.Model:
 
 
 def session_properties(
-    graph: str, file: EngineFile, threads: int | None, *, prompts: bool = False
+    graph: str, file: EngineFile, threads: int | None, attention: Attention | None = None
 ) -> Mapping[str, Any]:
-    """What a graph of an engine is compiled with.
-
-    Args:
-        prompts: the decoder for prompts alone.
-    """
-    products = {"INFERENCE_PRECISION_HINT": products_of(graph, file)}
+    """What a graph of an engine is compiled with."""
     group = file.input_groups.get(graph, LEAST_GROUP)
     return {
-        **(attention_of(file, prompts=prompts).properties if file.paged else products),
+        **(attention.properties if attention else {"INFERENCE_PRECISION_HINT": products_of(graph, file)}),
         "INFERENCE_NUM_THREADS": threads or thread_count().count,
         "NUM_STREAMS": 1,
         # Inputs of integer weights that share a scale where they are rounded to 8 bits; OpenVINO's own default is 32.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if file.options.int4_inputs == "int8" and not prompts else 0,
+        # It rounds none so where products are in bfloat16.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if file.options.int4_inputs == "int8" else 0,
         # Else quantized weights and inputs are multiplied as integers, whose sums overflow there without a word. Then
         # the same values are multiplied in float32.
         **({"LP_TRANSFORMS_MODE": False} if saturates_int8_products() else {}),
@@ -148,32 +145,32 @@ def products_of(graph: str, file: EngineFile) -> str:
     return "bf16" if rounds else "f32"
 
 
-def attention_of(file: EngineFile, *, prompts: bool = False) -> Attention:
-    """How the decoder over a pool of blocks attends, and what else it rounds.
+def attention_of(file: EngineFile) -> Attention:
+    """How the decoder over a pool of blocks attends, and what else it rounds to.
 
-    With inputs in 8 bits all else stays in float32, but for attention where the CPU multiplies tiles of bfloat16: there
-    512 tokens behind 3,584 take 0.7 of the time; without tiles they take 1.1, and OpenVINO rounds no inputs to 8 bits
-    in a session whose products are in bfloat16.
-
-    Args:
-        prompts: of the graph for prompts alone.
+    With inputs in 8 bits that is attention alone, and only where the CPU multiplies tiles of bfloat16: 512 tokens
+    behind 3,584 then take 0.7 of the time, and without tiles 1.1.
     """
     products = products_of(contract.DECODER, file)
     if not file.steps_in_8_bits:
         return Attention(products, products)
-    pools = products if has_bfloat16_tiles() else "f32"
-    return Attention(pools, pools if prompts else "f32")
+    return Attention(products if has_bfloat16_tiles() else "f32", "f32")
 
 
-def has_graph_for_prompts(file: EngineFile) -> bool:
-    """Whether prompts are computed by a graph of their own, in bfloat16, on the pools of the one with inputs in 8 bits.
+def attention_of_prompts(file: EngineFile) -> Attention | None:
+    """How another graph of the same decoder does, which computes prompts on the same pools; None without one.
 
-    Where the CPU multiplies tiles of bfloat16, the one takes 0.65 of the other's time for 512 tokens, and 1.3 times as
-    long for one. Both hold the weights as they multiply them, so it is done where there is ample memory.
+    With tiles of bfloat16 it takes 0.65 of the time that inputs in 8 bits do for 512 tokens, and 1.3 times as long for
+    one. Each graph holds the weights as it multiplies them, so it is there where they are small against the memory.
     """
-    weights = sum(weight.size_bytes for weight in file.weights.get(contract.DECODER, {}).values())
-    in_tiles = file.steps_in_8_bits and attention_of(file).pools == "bf16"
-    return in_tiles and weights * _SHARE_OF_MEMORY <= most_bytes()
+    weights_bytes = sum(weight.size_bytes for weight in file.weights.get(contract.DECODER, {}).values())
+    if not file.steps_in_8_bits or attention_of(file).pools == "f32":
+        return None
+    if weights_bytes * _PART_OF_MEMORY > (memory_bytes := most_bytes()):
+        message = "prompts have no graph of their own: %(weights)s of weights, and %(memory)s of memory"
+        log_event(_LOG, logging.INFO, message, weights=size(weights_bytes), memory=size(memory_bytes))
+        return None
+    return Attention("bf16", "bf16")
 
 
 def _filled(

@@ -5,7 +5,7 @@ Letters: B rows, S new tokens of each, P of them with logits, W of all rows with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ TOKENS_AT_ONCE = 512
 BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
 PROMPT_TOKENS = 128
-"""New tokens from which on a run is left to the graph for prompts. From 64 to 128 both take as long."""
+"""New tokens of a row from which on it is a prompt's. Of 64 to 128 both graphs take as long."""
 
 
 class Run(NamedTuple):
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
     @staticmethod
     def of(compiled: Compiled) -> Run:
-        """Runs of a graph, which has no pools yet."""
+        """Runs of a graph, which have no pools yet."""
         return Run(compiled, compiled.model.create_infer_request(), compiled.model.output(contract.LOGITS))
 
 
@@ -56,29 +56,19 @@ class PagedDecoder:
     rows change places without a copy.
 
     Args:
-        open_graph: gives the graph.
-        open_prompts: gives the one that computes runs of `PROMPT_TOKENS` or more, on the same pools; None for the same.
-            Either is called when there is something for it to compute.
+        steps: the graph.
+        prompts: the one that computes rows of `PROMPT_TOKENS` new tokens or more, on the same pools; or the same.
         pools: what the pools hold.
     """
 
     def __init__(
-        self,
-        open_graph: Callable[[], Compiled],
-        open_prompts: Callable[[], Compiled] | None,
-        pools: ov.Type,
-        sizes: Sizes,
-        batch: int,
-        capacity: int,
+        self, steps: Compiled, prompts: Compiled, pools: ov.Type, sizes: Sizes, batch: int, capacity: int
     ) -> None:
-        self.sizes, self.batch, self.capacity = sizes, batch, capacity
-        self._open_graph, self._open_prompts, self._pool_type = open_graph, open_prompts, pools
-        self._runs: dict[bool, Run] = {}
-        """By whether they are of prompts alone."""
+        self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
+        self._steps = Run.of(steps)
+        self._prompts = self._steps if prompts is steps else Run.of(prompts)
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
-        self._tensors: dict[str, ov.Tensor] = {}
-        """What the pools are the memory of."""
         self._row_blocks = 0
         self._places_B = np.arange(0)
         """Of each row: its part of the pools."""
@@ -148,7 +138,7 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        run = self._run_of(int(begins[-1]))
+        run = self._prompts if new_B.max() >= PROMPT_TOKENS else self._steps
         with run.compiled.weights.packing(), naming(contract.DECODER, inputs):
             for name, array in inputs.items():
                 run.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -156,16 +146,6 @@ class PagedDecoder:
             logits_1WV = run.request.get_tensor(run.logits).data
             logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
             return logits_BPV
-
-    def _run_of(self, tokens: int) -> Run:
-        """What computes so many new tokens, on the pools as they are."""
-        is_prompt = self._open_prompts is not None and tokens >= PROMPT_TOKENS
-        if is_prompt not in self._runs:
-            opened = Run.of(self._open_prompts() if self._open_prompts and is_prompt else self._open_graph())
-            for name, tensor in self._tensors.items():
-                opened.request.set_tensor(name, tensor)
-            self._runs[is_prompt] = opened
-        return self._runs[is_prompt]
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
@@ -182,8 +162,8 @@ class PagedDecoder:
                 begin, kept = row * blocks, min(count, blocks)
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
-            self._pools[name], self._tensors[name] = new, tensor
-            for run in self._runs.values():
+            self._pools[name] = new
+            for run in (self._steps, self._prompts):
                 run.request.set_tensor(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.kept_weights import Keep, make_anew
+from r1v_export.targets.openvino.runtime.rounded_activations import be_bfloat16
 
 _STEPS = 127
 """From zero to the largest of an input's features where they are rounded to 8 bits."""
@@ -76,11 +77,13 @@ def multiply_in_int8(parameter: ov.op.Parameter, weight: np.ndarray, keep: Keep 
     # Constants of another form, such as u8 with a zero point, are widened before each product instead.
     widened = ops.multiply(ops.convert(constant, "f32"), ops.constant(scales[:, None]))
     x, features = product.input_value(0), ops.constant([-1])
-    largest, least = (reduce(x, features, keep_dims=True) for reduce in (ops.reduce_max, ops.reduce_min))
     # Two readings of the inputs take less than the absolute values that one would have to write.
-    scale = ops.maximum(ops.maximum(largest, ops.negative(least)), ops.constant(np.float32(_LEAST_SCALE)))
+    largest, least = (be_bfloat16(find(x, features, keep_dims=True)) for find in (ops.reduce_max, ops.reduce_min))
+    absolute = be_bfloat16(ops.maximum(largest, be_bfloat16(ops.negative(least))))
+    scale = be_bfloat16(ops.maximum(absolute, ops.constant(np.float32(_LEAST_SCALE))))
     limits = ops.constant(np.float32(-1)), ops.constant(np.float32(1))
-    quantized = ops.fake_quantize(ops.divide(x, scale), *limits, *limits, 2 * _STEPS + 1)
+    scaled = be_bfloat16(ops.divide(x, scale))
+    quantized = be_bfloat16(ops.fake_quantize(scaled, *limits, *limits, 2 * _STEPS + 1))
     _replace(product, ops.multiply(ops.matmul(quantized, widened, False, True), scale))
     return content
 

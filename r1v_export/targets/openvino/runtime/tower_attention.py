@@ -21,11 +21,16 @@ def attend_by_products(model: ov.Model) -> None:
 
 
 def _is_plain(node: ov.Node) -> bool:
-    """Whether it has a query for each key, no scale of its own, and no mask but a number, which changes no weights."""
-    query, key = (node.input_value(index).get_partial_shape() for index in (0, 1))
-    has_mask = node.get_input_size() > 3 and node.input_value(3).get_partial_shape().rank.get_length() > 0
-    is_causal = node.get_attributes()["causal"]
-    return node.get_input_size() <= 4 and not has_mask and not is_causal and query[1] == key[1]
+    """Whether each query head has keys of its own, in shapes that are known, and all tokens attend to all: a mask that
+    is a number is added to every score, and changes no weights."""
+    query, key, *mask = (
+        node.input_value(index).get_partial_shape() for index in (0, 1, *range(3, node.get_input_size()))
+    )
+    known = query.rank == key.rank == ov.Dimension(4) and all(
+        each[1].is_static and each[3].is_static for each in (query, key)
+    )
+    hides = node.get_attributes()["causal"] or len(mask) > 1 or any(each.rank != ov.Dimension(0) for each in mask)
+    return known and not hides and query[1] == key[1]
 
 
 def _attended(node: ov.Node) -> ov.Output:

@@ -8,6 +8,7 @@ import pytest
 
 from r1v_export import contract
 from r1v_export.contract import DECODER
+from r1v_export.cpus import has_bfloat16_products, is_x86
 from r1v_export.errors import CapabilityError, GraphError
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.openvino.config import OpenVinoConfig
@@ -32,11 +33,9 @@ def open_paged(built: Built, folder, matmul="float32", int4_inputs=None):
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """A CPU that multiplies tiles of bfloat16, as far as the runtime knows: others compute the same more slowly."""
-    from r1v_export.targets.openvino.doctor import has_bfloat16
-
-    if not has_bfloat16():
-        pytest.skip("this CPU has no bfloat16 products")
+    """A CPU that multiplies tiles of bfloat16, as far as the runtime knows: AVX-512 computes the same more slowly."""
+    if not (is_x86() and has_bfloat16_products()):
+        pytest.skip("this is no x86 CPU with bfloat16 products")
     monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: True)
 
 
@@ -96,20 +95,41 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools are allocated anew under both graphs
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
-    decoders, make = [], paged.decoder
-    monkeypatch.setattr(paged, "decoder", lambda *sizes: decoders.append(make(*sizes)) or decoders[-1])
+    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged._paged_decoder]
+    assert hints == ["<Type: 'float32'>", "<Type: 'bfloat16'>"]
     prompts_SE = prompts(built.spec, [30, 3, 36])
     steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
     for distance in distances(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps)):
         assert distance < 2e-2
-    hints = {
-        prompt: run.compiled.model.get_property("INFERENCE_PRECISION_HINT")
-        for prompt, run in decoders[-1]._runs.items()
-    }
-    assert {prompt: str(hint) for prompt, hint in hints.items()} == {
-        True: "<Type: 'bfloat16'>",
-        False: "<Type: 'float32'>",
-    }
+
+
+def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(built, tmp_path, tiles, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
+    decoder = open_paged(built, tmp_path, "bfloat16", "int8").decoder(4, 48)
+    taken = []
+    for name in ("_steps", "_prompts"):
+        run = getattr(decoder, name)
+        request = Recording(run.request, lambda name=name: taken.append(name))
+        monkeypatch.setattr(decoder, name, run._replace(request=request))
+    cache = KVCache(decoder)
+    for counts in ([8], [7], [7, 7, 7], [1, 9, 1]):
+        new = normal(len(counts), max(counts), built.spec.language.hidden_size)
+        cache.append(new, np.array(counts))
+    assert taken == ["_prompts", "_steps", "_steps", "_prompts"]
+
+
+class Recording:
+    """A request that says when it is run."""
+
+    def __init__(self, request, said):
+        self._request, self._said = request, said
+
+    def __getattr__(self, name):
+        return getattr(self._request, name)
+
+    def infer(self):
+        self._said()
+        return self._request.infer()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +151,8 @@ def test_what_is_rounded_to_bfloat16_is_decided_by_bundle_processor_and_memory(
     monkeypatch.setattr(f"{model}.has_bfloat16_tiles", lambda: in_tiles)
     monkeypatch.setattr(f"{model}.most_bytes", lambda: memory)
     monkeypatch.setattr("r1v_export.targets.openvino.target.has_bfloat16_tiles", lambda: in_tiles)
-    assert [tuple(each) for each in open_paged(built, tmp_path, matmul, int4_inputs).attention] == attends
+    paged = open_paged(built, tmp_path, matmul, int4_inputs)
+    assert [tuple(each) for each in (paged.attention, paged.attention_of_prompts) if each] == attends
     rounds = any(pools == "bf16" for pools, _ in attends)
     assert OpenVinoTarget().decoder_compute(tmp_path) == ("bfloat16" if rounds else "float32")
 
