@@ -59,7 +59,8 @@ class OpenVinoEngine:
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         # One by one tiles take as long as together, and a part of the memory; the bits are the same.
-        return np.concatenate([self._vision.run(tile[None])[0] for tile in pixel_values])
+        starts = range(max(1, len(pixel_values)))  # without a tile the graph says the shape of the result
+        return np.concatenate([self._vision.run(pixel_values[start : start + 1])[0] for start in starts])
 
     def vision_blocks(self, pixel_values: np.ndarray) -> Iterator[np.ndarray]:
         """Output of each ViT block in turn, [tiles, positions, vit_hidden], for parity. Compiles the graph again.
