@@ -5,18 +5,20 @@ tiles and 32 new tokens, whatever the model would like. Ours (int4 with images b
 bfloat16, else by ONNX Runtime in 8 bits, which is the default; with exact images; all on OpenVINO; int8; float32),
 OpenVINO GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's
 server (Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is
-a process of its own (`whole_answers_engine.py`) that keeps its model and waits, so that they can take turns and each
-one's memory is its own. All are asked once with one tile before anything is measured, and each turn has an image of its
-own. Ours round weights for OpenVINO once and keep them for later processes (docs/openvino.md): answer a question with
-the bundles `int4` and `fp32` and `run --vision-target openvino` before the first measurement.
+a process of its own (`whole_answers_engine.py`), one after the other: in each turn it loads its model, is asked once
+with one tile and a few tokens, answers an image of each number of tiles that no system has seen, and ends. With all in
+memory at the same time, the order in which they were loaded moved their times by up to a half: in a virtual machine it
+matters which memory is free when a process starts. Ours round weights for OpenVINO once and keep them for later
+processes (docs/openvino.md): answer a question with the bundles `int4` and `fp32` and `run --vision-target openvino`
+before the first measurement.
 
     python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
     python benchmarks/whole_answers.py               # at most 10 minutes on two idle cores
 
-Rounds go over all numbers of tiles, the small ones more often; a round of one number is begun only if it is likely to
-end in time. Results: benchmarks/results/<date>-whole-answers.json, written after every round; the table goes to stdout.
+A turn goes over all systems and all numbers of tiles that still have turns, and is begun only if it is likely to end in
+time. Results: benchmarks/results/<date>-whole-answers.json, written after every turn; the table goes to stdout.
 
-Excluded: vLLM, whose CPU build takes 3.5 GB, and a system for which there is not enough memory; it is named.
+Excluded: vLLM, whose CPU build takes 3.5 GB.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,19 @@ class System(EngineProcess):
     option: str = ""
     python: Path = Path(sys.executable)
     open_s: float = field(default=0.0, init=False)
+
+    @contextmanager
+    def running(self, threads: int, work: Path) -> Iterator[None]:
+        """Load the model and ask once; it is there in the block."""
+        available = psutil.virtual_memory().available
+        if available < FREE_BYTES:
+            raise SystemExit(f"{self.name}: {available / 1e9:.1f} GB of memory are left: end what else runs")
+        try:
+            self.start(threads, work / f"{self.name}.log")
+            self.ask(job_of(work, 1, 0, WARM_UP_TOKENS))
+            yield
+        finally:
+            self.stop()
 
     def start(self, threads: int, log: Path) -> None:
         """Load the model."""
@@ -234,43 +250,43 @@ class Clock:
     limit_s: float
     began: float = field(default_factory=time.monotonic, init=False)
     took_s: dict[int, float] = field(default_factory=dict, init=False)
-    """A round's latest duration, by tiles."""
+    """By tiles: how long all systems took for them in the latest turn, loading included."""
 
-    def has_time(self, tiles: int) -> bool:
-        """Whether a round of so many tiles is likely to end in time: the first one always is begun."""
-        return tiles not in self.took_s or time.monotonic() - self.began + self.took_s[tiles] < self.limit_s
-
-
-def start(systems: Sequence[System], threads: int, work: Path) -> dict[str, str]:
-    """Start them and ask each once; those that are excluded, and why."""
-    excluded, warm_up = {}, job_of(work, 1, 0, WARM_UP_TOKENS)
-    for each in systems:
-        available = psutil.virtual_memory().available
-        if available < FREE_BYTES:
-            excluded[each.name] = f"{available / 1e9:.1f} GB of memory are left, less than {FREE_BYTES / 1e9:.1f} GB"
-            continue
-        each.start(threads, work / f"{each.name}.log")
-        each.ask(warm_up)
-    return excluded
+    def has_time(self, tiles: Sequence[int]) -> bool:
+        """Whether a turn of these numbers of tiles is likely to end in time: the first one always is begun."""
+        if not all(each in self.took_s for each in tiles):
+            return True
+        return time.monotonic() - self.began + sum(self.took_s[each] for each in tiles) < self.limit_s
 
 
-def measure(systems: Sequence[System], turns: Mapping[int, int], new_tokens: int, clock: Clock, work: Path) -> Any:
-    """Rounds over all numbers of tiles; yields what there is after each.
+def measure(
+    systems: Sequence[System], turns: Mapping[int, int], new_tokens: int, clock: Clock, threads: int, work: Path
+) -> Iterator[dict[int, dict[str, Any]]]:
+    """Turns over all systems; yields what there is after each.
 
     Args:
         turns: at most so many, by tiles.
     """
     readings: dict[int, dict[str, list[dict[str, Any]]]] = {tiles: {} for tiles in turns}
     for turn in range(1, max(turns.values()) + 1):
-        for tiles in (tiles for tiles, most in turns.items() if turn <= most and clock.has_time(tiles)):
-            began, job = time.monotonic(), job_of(work, tiles, turn, new_tokens)
-            for system in systems:
-                found = system.ask(job)
-                readings[tiles].setdefault(system.name, []).append(found)
-                shown = ", ".join(f"{quantity} {found[quantity]:.2f}" for quantity in QUANTITIES)
-                print(f"  {tiles:2} tiles {system.name:26} {shown}", file=sys.stderr, flush=True)
-            clock.took_s[tiles] = time.monotonic() - began
-            yield {tiles: summary(rows) for tiles, rows in readings.items() if rows}
+        wanted = [tiles for tiles, most in turns.items() if turn <= most]
+        while wanted and not clock.has_time(wanted):
+            wanted.remove(max(wanted))
+        if not wanted:
+            return
+        jobs = {tiles: job_of(work, tiles, turn, new_tokens) for tiles in wanted}
+        clock.took_s.update(dict.fromkeys(wanted, 0.0))
+        for system in systems:
+            began = time.monotonic()
+            with system.running(threads, work):
+                for tiles, job in jobs.items():
+                    found = system.ask(job)
+                    readings[tiles].setdefault(system.name, []).append(found)
+                    shown = ", ".join(f"{quantity} {found[quantity]:.2f}" for quantity in QUANTITIES)
+                    print(f"  {tiles:2} tiles {system.name:26} {shown}", file=sys.stderr, flush=True)
+                    clock.took_s[tiles] += (now := time.monotonic()) - began
+                    began = now
+        yield {tiles: summary(rows) for tiles, rows in readings.items() if rows}
 
 
 @click.command()
@@ -280,7 +296,7 @@ def measure(systems: Sequence[System], turns: Mapping[int, int], new_tokens: int
     "--turns", type=int, multiple=True, default=(5, 3, 2), show_default=True, help="At most; one for each --tiles."
 )
 @click.option("--new-tokens", type=click.IntRange(2), default=32, show_default=True)
-@click.option("--minutes", default=9.5, show_default=True, help="Begin no further round that would end later.")
+@click.option("--minutes", default=9.5, show_default=True, help="Begin no further turn that would end later.")
 @click.option("--threads", default=thread_count().count, show_default=True)
 @click.option("--only", multiple=True, help="The systems whose name contains this.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("/tmp/r1v-whole-answers"), show_default=True)
@@ -305,22 +321,14 @@ def main(
     report: dict[str, Any] = {"machine": machine(("onnxruntime", "openvino", "torch", "transformers", "numpy"))}
     report["machine"]["packages"] |= {"xllamacpp": LLAMA_VERSION, "openvino-genai": GENAI_VERSION}
     report |= {"threads": threads, "new_tokens": new_tokens, "question": QUESTION}
-    try:
-        report["excluded"] = start(systems, threads, work)
-        started = [each for each in systems if each.name not in report["excluded"]]
-        report["open_s"] = {each.name: round(each.open_s, 2) for each in started}
-        for found in measure(started, dict(zip(counts, turns, strict=False)), new_tokens, clock, work):
-            report["tiles"] = found
-            report["machine"]["load_average_after"] = psutil.getloadavg()[0]
-            path = write_results("whole-answers", report, results)  # what there is survives a kill
-    finally:
-        for each in systems:
-            each.stop()
-    click.echo(table(report["tiles"], started[0].name))
-    for line in other_prompts(report["tiles"], started[0].name):
+    for found in measure(systems, dict(zip(counts, turns, strict=False)), new_tokens, clock, threads, work):
+        report["open_s"] = {each.name: round(each.open_s, 2) for each in systems}
+        report["tiles"] = found
+        report["machine"]["load_average_after"] = psutil.getloadavg()[0]
+        path = write_results("whole-answers", report, results)  # what there is survives a kill
+    click.echo(table(report["tiles"], systems[0].name))
+    for line in other_prompts(report["tiles"], systems[0].name):
         click.echo(f"\n{line}")
-    for name, why in report["excluded"].items():
-        click.echo(f"\nexcluded: {name}: {why}")
     click.echo(f"\n{path}")
 
 

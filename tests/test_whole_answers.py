@@ -1,9 +1,10 @@
-"""benchmarks/whole_answers.py: what it makes of readings, and when it begins no further round."""
+"""benchmarks/whole_answers.py: what it makes of readings, and when it begins no further turn."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -56,13 +57,16 @@ def test_a_system_that_was_asked_something_else_is_named(whole_answers: Any) -> 
     assert line == f"4 tiles: {peer} has 460 prompt tokens, {ours} 461"
 
 
-def test_no_round_is_begun_that_would_end_late(
+def test_no_turn_is_begun_that_would_end_late(
     whole_answers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
 
     class Slow:
         name = whole_answers.OURS[0]
+
+        def running(self, threads: int, work: Path) -> AbstractContextManager[None]:
+            return nullcontext()
 
         def ask(self, job: dict[str, int]) -> dict[str, float]:
             asked.append(job["tiles"])
@@ -73,6 +77,6 @@ def test_no_round_is_begun_that_would_end_late(
     monkeypatch.setattr(whole_answers, "job_of", lambda work, tiles, turn, new_tokens: {"tiles": tiles})
     clock = whole_answers.Clock(limit_s=100.0)
     clock.began = 0.0
-    *_, last = whole_answers.measure([Slow()], {1: 3, 13: 3}, 8, clock, tmp_path)
-    assert asked == [1, 13, 1, 1], "a second round of 13 tiles would end after 122 seconds"
+    *_, last = whole_answers.measure([Slow()], {1: 3, 13: 3}, 8, clock, 2, tmp_path)
+    assert asked == [1, 13, 1, 1], "a second turn of 13 tiles would end after 122 seconds"
     assert {tiles: found["systems"][Slow.name]["turns"] for tiles, found in last.items()} == {1: 3, 13: 1}

@@ -27,8 +27,8 @@ class PairedEngine:
         name: of all together.
         open_images: opens what encodes images: `vision` and `projector`. Called when the first image is encoded, so
             that questions without one neither wait for it nor hold it in memory. None for the engine itself.
-        open_decoder: opens what decodes, likewise, when the first prompt is computed. What the engine would decode with
-            is never opened then.
+        open_decoder: opens what decodes, when the first prompt is computed or it is begun. What the engine would decode
+            with is never opened then.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class PairedEngine:
         return self.engine.embed(input_ids, image_embeds)
 
     def begin_decoder(self, alone: bool) -> None:
-        """Begin to open what decodes, where that is the engine itself and it can."""
-        if self._open_decoder is None and isinstance(self.engine, BeginsDecoder):
-            self.engine.begin_decoder(alone)
+        """Begin to open what decodes, where it can: what the engine would decode with is not opened for another one."""
+        if isinstance(self.decoding, BeginsDecoder):
+            self.decoding.begin_decoder(alone)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         return self.decoding.decoder(batch, capacity)

@@ -69,12 +69,12 @@ class Beginning(ReferenceEngine):
 
 
 @pytest.mark.parametrize("other_decodes", [False, True])
-def test_the_engines_decoder_is_begun_unless_another_one_decodes(other_decodes: bool) -> None:
-    engine = Beginning(random_model(tiny_spec()))
-    pair = PairedEngine(engine, "two engines", open_decoder=(lambda: pytest.fail("not yet")) if other_decodes else None)
+def test_what_decodes_is_begun_and_nothing_else(other_decodes: bool) -> None:
+    engine, other = (Beginning(random_model(tiny_spec())) for _ in range(2))
+    pair = PairedEngine(engine, "two engines", open_decoder=(lambda: other) if other_decodes else None)
     assert isinstance(pair, BeginsDecoder)
     pair.begin_decoder(alone=True)
-    assert engine.begun is (None if other_decodes else True)
+    assert (engine.begun, other.begun) == ((None, True) if other_decodes else (True, None))
 
 
 def test_an_engine_that_cannot_begin_is_left_alone() -> None:

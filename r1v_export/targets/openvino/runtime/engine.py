@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,19 @@ from r1v_export.targets.openvino.runtime.model import (
     compile_graph,
 )
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
-from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
+from r1v_export.targets.openvino.runtime.paged_decoder import PROMPT_TOKENS, PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 
 
+class Decoders(NamedTuple):
+    """The decoder's graph, and the one for prompts over a pool of blocks, which may be the same."""
+
+    steps: Compiled
+    prompts: Compiled
+
+
 class OpenVinoEngine:
-    """Runs a bundle's four graphs. A graph is compiled when it is first needed.
+    """Runs a bundle's four graphs. A graph is compiled when it is first needed, the decoder's before if it is begun.
 
     Args:
         folder: with `vision.onnx` and so on, and `engine.json`.
@@ -56,6 +64,7 @@ class OpenVinoEngine:
         self.folder, self.bundle, self.sizes, self.threads = folder, bundle, sizes, threads
         self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
+        self._opening: Opening[Decoders] | None = None
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         # One by one tiles take as long as together, and a part of the memory; the bits are the same.
@@ -76,28 +85,29 @@ class OpenVinoEngine:
     def embed(self, input_ids: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
         return self._embed.run(input_ids, image_embeds)[0]
 
+    def begin_decoder(self, alone: bool) -> None:
+        """Begin to compile the decoder's graphs in a thread, and pack their weights behind it, if that was not done."""
+        if self._opening is None and "_decoders" not in vars(self):
+            self._opening = Opening(self._open_decoders if alone else self._open_and_pack_decoders)
+
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        if self._file.paged:
-            return PagedDecoder(
-                *self._paged_decoder, getattr(ov.Type, self.attention.pools), self.sizes, batch, capacity
-            )
-        return OpenVinoDecoder(self._decoder, self.sizes, batch, capacity)
+        return self._over(self._decoders, batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
-        sizes = self.sizes
-        value_bytes = getattr(ov.Type, self.attention.pools if self._file.paged else "f32").size
+        sizes, attention = self.sizes, self.attention
+        value_bytes = getattr(ov.Type, attention.pools if attention else "f32").size
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * value_bytes
         return CacheLimits(slot_bytes, ragged=self._file.paged)
 
     @cached_property
-    def attention(self) -> Attention:
-        """How it attends where it decodes over a pool of blocks."""
-        return attention_of(self._file)
+    def attention(self) -> Attention | None:
+        """How it attends where it decodes over a pool of blocks; None where it does not."""
+        return attention_of(self._file) if self._file.paged else None
 
     @cached_property
     def attention_of_prompts(self) -> Attention | None:
         """How its graph for prompts does; None without one."""
-        return attention_of_prompts(self._file)
+        return attention_of_prompts(self._file) if self._file.paged else None
 
     @cached_property
     def _vision(self) -> Graph:
@@ -126,18 +136,37 @@ class OpenVinoEngine:
         return self._open(contract.EMBED)
 
     @cached_property
-    def _decoder(self) -> Compiled:
-        return self._compile_decoder(None)
+    def _decoders(self) -> Decoders:
+        opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
+        return opening.result() if opening and opening.is_here else self._open_decoders()
 
-    @cached_property
-    def _paged_decoder(self) -> tuple[Compiled, Compiled]:
-        """The graph that decodes over a pool of blocks, and the one for prompts, which may be the same."""
+    def _open_and_pack_decoders(self, begun: Begun) -> Decoders:
+        decoders = self._open_decoders(begun)
+        Opening(partial(self._pack, decoders))
+        return decoders
+
+    def _open_decoders(self, begun: Begun = lambda: None) -> Decoders:
         if self.attention_of_prompts is None:
-            compiled = self._compile_decoder(self.attention)
-            return compiled, compiled
+            compiled = self._compile_decoder(self.attention, begun)
+            return Decoders(compiled, compiled)
         # At the same time: compiling has work for one thread.
         prompts = Opening(partial(self._compile_decoder, self.attention_of_prompts))
-        return self._compile_decoder(self.attention), prompts.result()
+        return Decoders(self._compile_decoder(self.attention, begun), prompts.result())
+
+    def _pack(self, decoders: Decoders, begun: Begun) -> None:
+        """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run."""
+        begun()
+        tokens = PROMPT_TOKENS if decoders.prompts is not decoders.steps else 1
+        decoder, start = self._over(decoders, 1, tokens + 1), np.zeros(1, np.int64)
+        for new in (tokens, 1):
+            embeds, ids = np.zeros((1, new, self.sizes.hidden), np.float32), start[:, None] + np.arange(new)
+            decoder.step(embeds, ids, start, start + new, np.array([[new - 1]]))
+            start = start + new
+
+    def _over(self, decoders: Decoders, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
+        if self.attention is None:
+            return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity)
+        return PagedDecoder(*decoders, getattr(ov.Type, self.attention.pools), self.sizes, batch, capacity)
 
     def _compile_decoder(self, attention: Attention | None, begun: Begun = lambda: None) -> Compiled:
         begun()

@@ -23,7 +23,8 @@ class HeldWeights:
 
     def __init__(self, arrays: Iterable[np.ndarray]) -> None:
         self.arrays = list(arrays)
-        self._is_packed = False
+        self.is_packed = False
+        """Whether the graph has run."""
 
     def forget(self) -> None:
         """Let the pages of mapped files go."""
@@ -33,7 +34,7 @@ class HeldWeights:
     @contextmanager
     def packing(self) -> Iterator[None]:
         """A run of the graph, in the block."""
-        if self._is_packed:
+        if self.is_packed:
             yield
             return
         done = threading.Event()
@@ -46,7 +47,7 @@ class HeldWeights:
         thread.start()
         try:
             yield
-            self._is_packed = True
+            self.is_packed = True
         finally:
             done.set()
             thread.join()

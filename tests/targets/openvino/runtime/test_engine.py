@@ -130,3 +130,47 @@ def test_inputs_of_a_wrong_shape_name_the_graph(of_r1v):
     with pytest.raises(GraphError, match="vision") as error:
         of_r1v.open().vision(normal(1, 3, 5, 5))
     assert "pixel_values float32[1, 3, 5, 5]" in str(error.value.where)
+
+
+def logits_of(engine, hidden):
+    tokens = np.random.default_rng(1).standard_normal((1, 5, hidden)).astype(np.float32)
+    zero = np.zeros(1, np.int64)
+    return engine.decoder(1, 16).step(tokens, np.arange(5)[None], zero, zero + 5, np.array([[4]]))
+
+
+@pytest.fixture
+def compiled_by(monkeypatch):
+    """The threads that compiled a decoder."""
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    threads, real = [], OpenVinoEngine._compile_decoder
+
+    def compile_decoder(*arguments):
+        threads.append(threading.current_thread().name)
+        return real(*arguments)
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile_decoder", compile_decoder)
+    return threads
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_decoder_that_was_begun_computes_the_same(of_r1v, compiled_by, alone):
+    begun, hidden = of_r1v.open(), of_r1v.spec.language.hidden_size
+    begun.begin_decoder(alone)
+    begun.begin_decoder(alone)
+    np.testing.assert_array_equal(logits_of(begun, hidden), logits_of(of_r1v.open(), hidden))
+    begun.begin_decoder(alone)
+    assert compiled_by == ["opening", "MainThread"]
+
+
+def test_a_damaged_decoder_is_refused_at_its_first_use_and_compiled_anew_at_the_next(own, compiled_by):
+    file = own.engine_folder / "decoder.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(b"not a graph")
+    engine = own.open()
+    engine.begin_decoder(alone=False)
+    with pytest.raises(BundleError, match=r"decoder\.onnx"):
+        engine.decoder(1, 8)
+    file.write_bytes(whole)
+    logits_of(engine, own.spec.language.hidden_size)
+    assert compiled_by == ["opening", "MainThread"]

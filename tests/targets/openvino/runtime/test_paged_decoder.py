@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,6 +12,7 @@ from r1v_export import contract
 from r1v_export.contract import DECODER
 from r1v_export.cpus import has_bfloat16_products, is_x86
 from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.opening import is_opening
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.target import OpenVinoTarget
@@ -95,12 +98,29 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools are allocated anew under both graphs
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
-    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged._paged_decoder]
+    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged._decoders]
     assert hints == ["<Type: 'float32'>", "<Type: 'bfloat16'>"]
     prompts_SE = prompts(built.spec, [30, 3, 36])
     steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
     for distance in distances(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps)):
         assert distance < 2e-2
+
+
+def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path, tiles, monkeypatch):
+    paged = open_paged(built, tmp_path, "bfloat16", "int8")
+    paged.begin_decoder(alone=False)
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 20)
+    decoders, hidden = paged._decoders, built.spec.language.hidden_size
+    end = time.monotonic() + 60
+    while is_opening():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert [each.weights.is_packed for each in decoders] == [True, True]
+    prompts_SE, steps = prompts(built.spec, [30, 9]), [normal(2, 1, hidden)]
+    (tmp_path / "not begun").mkdir()
+    expected = walk(open_paged(built, tmp_path / "not begun", "bfloat16", "int8"), prompts_SE, steps)
+    for found, wanted in zip(walk(paged, prompts_SE, steps), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(built, tmp_path, tiles, monkeypatch):
