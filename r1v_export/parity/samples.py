@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,20 @@ def synthetic(count: int, tile_size: int) -> Iterator[ParitySample]:
         shapes = (_SHAPES[(index + n) % len(_SHAPES)] for n in range(count))
         images = tuple(synthetic_image(rng, round(tile_size * wide), round(tile_size * high)) for wide, high in shapes)
         yield ParitySample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
+
+
+def with_a_prompt_of(tokens: int, samples: Iterable[ParitySample], tokens_per_tile: int) -> Iterable[ParitySample]:
+    """The samples, and where tiles are so small that all of their prompts may be shorter, one with so long a prompt.
+
+    That is the first question, about as many images as it takes: of all samples in turn, each again where there are
+    fewer.
+    """
+    images = -(-tokens // tokens_per_tile)
+    if images == 1:
+        return samples
+    known = list(samples)
+    shown = islice(cycle(image for sample in known for image in sample.images), images)
+    return [*known, ParitySample(f"{images} images", tuple(shown), known[0].question)]
 
 
 _NAME_CHARACTERS = 200

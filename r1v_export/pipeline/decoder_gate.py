@@ -11,12 +11,12 @@ from r1v_export.config import BuildConfig, Compute
 from r1v_export.errors import CapabilityError
 from r1v_export.log_event import log_event
 from r1v_export.parity.options import CheckOptions
-from r1v_export.parity.samples import ParitySample
+from r1v_export.parity.samples import ParitySample, with_a_prompt_of
 from r1v_export.parity.schema import ParityReport
 from r1v_export.pipeline.image_gate import image_options
 from r1v_export.pipeline.parity_gate import GateRun
 from r1v_export.progress import ProgressCallback
-from r1v_export.targets.decoders import DecoderPart
+from r1v_export.targets.decoders import DecoderPart, lending_target
 from r1v_export.targets.images import ImageEncoder, named_pair
 
 _LOG = logging.getLogger(__name__)
@@ -51,8 +51,10 @@ def compare_decoder(
     compute = max(alone.compute, decoder.compute, key=get_args(Compute).index)
     rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), decoder.name)))
     of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding)
+    spec, tokens = run.checkpoint.spec, lending_target(decoder.name).prompt_tokens
+    asked = with_a_prompt_of(tokens, samples, spec.tokens_per_tile)
     try:
-        return run.whole(samples, of_pair, on_progress, encoder, decoder)
+        return run.whole(asked, of_pair, on_progress, encoder, decoder)
     except CapabilityError as error:
         if not optional:
             raise

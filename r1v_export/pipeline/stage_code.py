@@ -14,5 +14,6 @@ CALIBRATION_CODE = (
 RUN_CODE = (
     *(*TRACED_CODE, *DOCUMENTS_CODE, "parallel.py", "targets", "runner", "parity", "nano", "quantization"),
     *("pages.py", "page_templates"),
-    *("pipeline/build_gate.py", "pipeline/parity_gate.py", "pipeline/report_provenance.py"),
+    *("pipeline/build_gate.py", "pipeline/decoder_gate.py", "pipeline/image_gate.py", "pipeline/parity_gate.py"),
+    "pipeline/report_provenance.py",
 )

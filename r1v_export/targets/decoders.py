@@ -34,6 +34,9 @@ class DecodesForOthers(Protocol):
     """A target whose runtime can decode for another target's engines, from the same graphs and weights."""
 
     name: ClassVar[str]
+    prompt_tokens: ClassVar[int]
+    """New tokens of a row from which on it may be computed otherwise than a step: a gate has to compare so long a
+    prompt."""
 
     def write_decoder(self, model: ir.Model, graphs: Path, int4_inputs: Int4Inputs, out: Path) -> None:
         """Write what it opens, but for the weights, into the empty folder `out`; needs neither library nor CPU.

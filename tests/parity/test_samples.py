@@ -7,7 +7,7 @@ import pytest
 
 from r1v_export.errors import InputError
 from r1v_export.nano import dataset
-from r1v_export.parity.samples import from_files, held_out, synthetic
+from r1v_export.parity.samples import from_files, held_out, synthetic, with_a_prompt_of
 
 
 def test_held_out_questions_are_the_generators_and_have_answers():
@@ -41,3 +41,16 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path):
     (tmp_path / "no.png").write_text("text")
     with pytest.raises(InputError, match=r"no\.png"):
         list(from_files([tmp_path / "no.png"], ["What?"]))
+
+
+def test_a_longer_prompt_is_about_the_images_of_several_samples():
+    known = list(synthetic(5, 32))  # 6 images
+    *others, long = with_a_prompt_of(128, iter(known), 16)
+    assert others == known
+    assert (long.name, long.question, len(long.images)) == ("8 images", known[0].question, 8)
+    assert long.images[6] is long.images[0]
+
+
+def test_prompts_of_large_tiles_are_long_enough():
+    known = list(synthetic(2, 32))
+    assert with_a_prompt_of(128, known, 128) is known

@@ -23,6 +23,9 @@ def cache_pairs(layers: int) -> list[tuple[str, str]]:
     return list(zip([past for past, _ in contract.cache_pairs(layers)], new, strict=True))
 
 
+PROMPT_TOKENS = 128
+"""New tokens of a row from which on it is a prompt's, which may have a graph of its own. Of 64 to 128 both graphs take
+as long."""
 DOMAIN, PAGED_ATTENTION = "r1v_export", "PagedAttention"
 """The node that the runtime makes OpenVINO's operator of."""
 

@@ -73,6 +73,10 @@ class EngineFile(StrictModel):
     image_products: tuple[ImageProducts, ...] = ("bfloat16",)
     """What float32 products of images may round their operands to, the fastest first."""
 
+    def weights_bytes(self, graph: str) -> int:
+        """What a graph's weights take in their files."""
+        return sum(weight.size_bytes for weight in self.weights.get(graph, {}).values())
+
     @property
     def steps_in_8_bits(self) -> bool:
         """Whether it decodes over a pool of blocks, with inputs of 4-bit weights in 8 bits."""

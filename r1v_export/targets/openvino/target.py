@@ -18,6 +18,7 @@ from r1v_export.targets import registry
 from r1v_export.targets.int4_inputs import Int4Inputs, chosen_int4_inputs, require_int4_weights
 from r1v_export.targets.interface import BuildInputs, NumericsSpec, Readiness, Target
 from r1v_export.targets.openvino import doctor
+from r1v_export.targets.openvino.boundary import PROMPT_TOKENS
 from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.engine_file import ENGINE_FILE, REBUILD, read_engine_file
 
@@ -41,6 +42,7 @@ class OpenVinoTarget(Target):
     tools = doctor.DISTRIBUTIONS
     packed_in_memory = True
     image_compute = "bfloat16"
+    prompt_tokens = PROMPT_TOKENS
 
     def readiness(self) -> Readiness:
         return doctor.readiness()

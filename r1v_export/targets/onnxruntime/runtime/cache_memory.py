@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from r1v_export.targets.onnxruntime.runtime.weights_memory import HUGE_PAGE_BYTES, MADV_COLLAPSE
+from r1v_export.weights_memory import HUGE_PAGE_BYTES, MADV_COLLAPSE
 
 _MAP_NORESERVE = 0x4000
 """Of Linux, in the value of most of its processors: addresses alone count as nothing. Python names it from 3.13 on."""

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from r1v_export import contract
+from r1v_export import contract, weights_memory
 from r1v_export.config import Device
 from r1v_export.contract import CacheLimits, Sizes
 from r1v_export.opening import Begun, Opening
 from r1v_export.targets.onnxruntime.library import ort
-from r1v_export.targets.onnxruntime.runtime import weights_memory
 from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer, open_cache
 from r1v_export.targets.onnxruntime.runtime.embedding_table import EmbeddingTable, find_table
 from r1v_export.targets.onnxruntime.runtime.run import CACHE_TYPES, ELEMENT_TYPES, naming, refusing_overflow, run_graph

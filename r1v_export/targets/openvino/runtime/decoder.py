@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +36,20 @@ class OpenVinoDecoder:
 
     Each tensor of the cache is one array [batch, kv_heads, slots, head_dim] that runs read in place. It has as many
     slots as the longest row needs so far, in steps of `SLOTS`.
+
+    Args:
+        on_decoding: called behind each step of one new token per row.
     """
 
-    def __init__(self, compiled: Compiled, sizes: Sizes, batch: int, capacity: int) -> None:
-        self.sizes, self.batch, self.capacity = sizes, batch, capacity
+    def __init__(
+        self,
+        compiled: Compiled,
+        sizes: Sizes,
+        batch: int,
+        capacity: int,
+        on_decoding: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.sizes, self.batch, self.capacity, self.on_decoding = sizes, batch, capacity, on_decoding
         self._compiled, self._request = compiled, compiled.model.create_infer_request()
         self._pairs = cache_pairs(sizes.layers)
         self._outputs = {
@@ -63,7 +74,10 @@ class OpenVinoDecoder:
         step = _Step(inputs_embeds, position_ids, cache_write_index, logits_index)
         rows, seq = inputs_embeds.shape[:2]
         if seq <= TOGETHER:
-            return self._run(step, first_row)
+            together = self._run(step, first_row)
+            if seq == 1:
+                self.on_decoding()
+            return together
         logits = [
             self._prompt(_Step(*(array[row : row + 1] for array in step)), first_row + row) for row in range(rows)
         ]

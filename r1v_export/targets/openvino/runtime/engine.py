@@ -16,6 +16,7 @@ from r1v_export.config import ImageProducts
 from r1v_export.contract import CacheLimits, Sizes
 from r1v_export.errors import CapabilityError
 from r1v_export.opening import Begun, Opening
+from r1v_export.targets.openvino.boundary import PROMPT_TOKENS
 from r1v_export.targets.openvino.engine_file import read_engine_file
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
@@ -26,8 +27,9 @@ from r1v_export.targets.openvino.runtime.model import (
     compile_graph,
 )
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
-from r1v_export.targets.openvino.runtime.paged_decoder import PROMPT_TOKENS, PagedDecoder
+from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
+from r1v_export.weights_memory import Settling
 
 
 class Decoders(NamedTuple):
@@ -65,6 +67,7 @@ class OpenVinoEngine:
         self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
         self._opening: Opening[Decoders] | None = None
+        self._settling = Settling(self._file.weights_bytes(contract.DECODER))
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         # One by one tiles take as long as together, and a part of the memory; the bits are the same.
@@ -165,8 +168,9 @@ class OpenVinoEngine:
 
     def _over(self, decoders: Decoders, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
         if self.attention is None:
-            return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity)
-        return PagedDecoder(*decoders, getattr(ov.Type, self.attention.pools), self.sizes, batch, capacity)
+            return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity, self._settling.begin)
+        pools = getattr(ov.Type, self.attention.pools)
+        return PagedDecoder(*decoders, pools, self.sizes, batch, capacity, self._settling.begin)
 
     def _compile_decoder(self, attention: Attention | None, begun: Begun = lambda: None) -> Compiled:
         begun()

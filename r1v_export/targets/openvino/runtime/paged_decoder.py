@@ -5,7 +5,7 @@ Letters: B rows, S new tokens of each, P of them with logits, W of all rows with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from r1v_export.targets.openvino.boundary import (
     BLOCK_INDICES_BEGINS,
     MAX_CONTEXT_LEN,
     PAST_LENS,
+    PROMPT_TOKENS,
     SUBSEQUENCE_BEGINS,
     pool_pairs,
 )
@@ -30,8 +31,6 @@ TOKENS_AT_ONCE = 512
 """New tokens from which on further rows go into another run: it bounds what activations take."""
 BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
-PROMPT_TOKENS = 128
-"""New tokens of a row from which on it is a prompt's. Of 64 to 128 both graphs take as long."""
 
 
 class Run(NamedTuple):
@@ -59,12 +58,21 @@ class PagedDecoder:
         steps: the graph.
         prompts: the one that computes rows of `PROMPT_TOKENS` new tokens or more, on the same pools; or the same.
         pools: what the pools hold.
+        on_decoding: called behind each step of one new token per row.
     """
 
     def __init__(
-        self, steps: Compiled, prompts: Compiled, pools: ov.Type, sizes: Sizes, batch: int, capacity: int
+        self,
+        steps: Compiled,
+        prompts: Compiled,
+        pools: ov.Type,
+        sizes: Sizes,
+        batch: int,
+        capacity: int,
+        on_decoding: Callable[[], None] = lambda: None,
     ) -> None:
         self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
+        self.on_decoding = on_decoding
         self._steps = Run.of(steps)
         self._prompts = self._steps if prompts is steps else Run.of(prompts)
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
@@ -97,6 +105,8 @@ class PagedDecoder:
             )
             for rows in _runs(new_B)
         ]
+        if new_B.max() == 1:
+            self.on_decoding()
         return logits[0] if len(logits) == 1 else np.concatenate(logits)  # 16 rows of Qwen2's words are 10 MB
 
     def copy_row(self, source: int, target: int, length: int) -> None:

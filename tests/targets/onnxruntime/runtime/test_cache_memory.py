@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1v_export.targets.onnxruntime.runtime.cache_memory import CacheMemory
-from r1v_export.targets.onnxruntime.runtime.weights_memory import HUGE_PAGE_BYTES, resident_bytes
+from r1v_export.weights_memory import HUGE_PAGE_BYTES, resident_bytes
 
 FLOAT32 = np.dtype(np.float32)
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a process as Linux does")

@@ -16,6 +16,7 @@ from r1v_export.errors import BundleError
 from r1v_export.runner.kv_cache import KVCache, prefill
 from r1v_export.targets.onnxruntime.runtime import engine as onnxruntime_engine
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
+from r1v_export.weights_memory import Settling
 from tests.targets.conftest import Built, build
 from tests.targets.onnxruntime.lower.graphs import rounded
 from tests.tiny_models import tiny_spec
@@ -355,3 +356,18 @@ def test_an_engine_that_was_begun_goes_with_its_last_reference(r1v: Built) -> No
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_memory_of_weights_is_settled_at_the_first_step_for_one_token(
+    r1v: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Settling]()
+    engine = r1v.open()
+    monkeypatch.setattr(Settling, "begin", lambda self: asked.append(self))
+    decoder, hidden = engine.decoder(1, 16), r1v.spec.sizes.hidden
+    for start, seq in ((0, 4), (4, 1)):
+        assert not asked
+        positions = np.arange(start, start + seq)[None]
+        embeds = np.zeros((1, seq, hidden), np.float32)
+        decoder.step(embeds, positions, np.array([start]), np.array([start + seq]), np.array([[seq - 1]]))
+    assert len(asked) == 1

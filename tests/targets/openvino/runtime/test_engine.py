@@ -9,6 +9,7 @@ import pytest
 from r1v_export.errors import BundleError, GraphError
 from r1v_export.targets.openvino import doctor
 from r1v_export.targets.openvino.target import OpenVinoTarget
+from r1v_export.weights_memory import Settling
 from tests.targets.openvino.conftest import NEEDS_OPENVINO, make
 
 pytestmark = NEEDS_OPENVINO
@@ -174,3 +175,13 @@ def test_a_damaged_decoder_is_refused_at_its_first_use_and_compiled_anew_at_the_
     file.write_bytes(whole)
     logits_of(engine, own.spec.language.hidden_size)
     assert compiled_by == ["opening", "MainThread"]
+
+
+def test_memory_of_weights_is_settled_behind_the_first_step_for_one_token(of_r1v, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Settling, "begin", lambda self: asked.append(self))
+    decoder, hidden = of_r1v.open().decoder(1, 16), of_r1v.spec.language.hidden_size
+    for start, seq, times in ((0, 4, 0), (4, 1, 1)):
+        positions, embeds = np.arange(start, start + seq)[None], np.zeros((1, seq, hidden), np.float32)
+        decoder.step(embeds, positions, np.array([start]), np.array([start + seq]), np.array([[seq - 1]]))
+        assert len(asked) == times

@@ -17,6 +17,7 @@ from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.openvino.config import OpenVinoConfig
 from r1v_export.targets.openvino.target import OpenVinoTarget
 from r1v_export.targets.openvino.write.graphs import write_paged_decoder
+from r1v_export.weights_memory import Settling
 from tests.targets.conftest import Built
 from tests.targets.onnxruntime.runtime.test_engine import assert_close, moving_rows, normal, prefill_into, prompts, walk
 from tests.targets.openvino.conftest import NEEDS_OPENVINO
@@ -121,6 +122,15 @@ def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path,
     expected = walk(open_paged(built, tmp_path / "not begun", "bfloat16", "int8"), prompts_SE, steps)
     for found, wanted in zip(walk(paged, prompts_SE, steps), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_memory_of_weights_is_settled_behind_the_first_step_for_one_token(built, paged, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Settling, "begin", lambda self: asked.append(self))
+    cache, hidden = KVCache(paged.decoder(2, 48)), built.spec.language.hidden_size
+    for counts, times in (([4, 2], 0), ([1, 1], 1)):
+        cache.append(normal(2, max(counts), hidden), np.array(counts))
+        assert len(asked) == times
 
 
 def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(built, tmp_path, tiles, monkeypatch):

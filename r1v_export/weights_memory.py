@@ -1,8 +1,8 @@
-"""Where a session's weights lie in this process's memory, once they are there: compact, and in huge pages.
+"""Where a decoder's weights lie in this process's memory, once they are there: compact, and in huge pages.
 
 A decoder reads all of its weights for every token. In pages of 4 KiB each page costs a walk through the page table,
 a seventh of a step of a small model, and most systems give huge pages only to memory that asks for them. ONNX
-Runtime does not ask, and keeps the memory of weights that it has brought into another layout.
+Runtime and OpenVINO do not ask, and the first keeps the memory of weights that it has brought into another layout.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _PRESENT_BIT, _ENTRY_BYTES = 63, 8
 
 
 LEAST_BYTES = 64 << 20
-"""Of memory that opening a session took: a step that reads less is short anyway."""
+"""Of memory that a decoder's weights take: a step that reads less is short anyway."""
 
 
 class Settling:
-    """Settles the memory of a session's weights once, in a thread of its own.
+    """Settles the memory of a decoder's weights once, in a thread of its own.
 
     Args:
-        taken_bytes: of memory, by the process while the session was opened.
+        weights_bytes: of memory, that they take.
     """
 
-    def __init__(self, taken_bytes: int) -> None:
-        self._waits = sys.platform == "linux" and taken_bytes >= LEAST_BYTES
+    def __init__(self, weights_bytes: int) -> None:
+        self._waits = sys.platform == "linux" and weights_bytes >= LEAST_BYTES
         self.thread: threading.Thread | None = None
 
     def begin(self) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1v_export.targets.onnxruntime.runtime import weights_memory
-from r1v_export.targets.onnxruntime.runtime.weights_memory import LEAST_BYTES, Settling, resident_bytes, settle
+from r1v_export import weights_memory
+from r1v_export.weights_memory import LEAST_BYTES, Settling, resident_bytes, settle
 
 HUGE = 2 << 20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for huge pages")
@@ -55,29 +55,16 @@ def test_memory_that_is_mostly_not_there_stays_so():
     assert kilobytes(middle, "Rss") <= before_kb  # less where the mapping has neighbors that the heap gives up
 
 
-def test_it_is_done_once_and_for_a_large_session_only(monkeypatch):
+def test_it_is_done_once_and_for_large_weights_only(monkeypatch):
     done = []
     monkeypatch.setattr(weights_memory, "settle", lambda: done.append(1))
-    for taken_bytes, times in ((LEAST_BYTES - 1, 0), (LEAST_BYTES, 1)):
-        settling = Settling(taken_bytes)
+    for weights_bytes, times in ((LEAST_BYTES - 1, 0), (LEAST_BYTES, 1)):
+        settling = Settling(weights_bytes)
         for _ in range(3):
             settling.begin()
             if settling.thread:
                 settling.thread.join()
         assert len(done) == times
-
-
-def test_a_decoder_asks_for_it_at_its_first_step_for_one_token_and_not_while_it_reads_the_prompt(r1v, monkeypatch):
-    asked = []
-    engine = r1v.open()
-    monkeypatch.setattr(weights_memory.Settling, "begin", lambda self: asked.append(self))
-    decoder, hidden = engine.decoder(1, 16), r1v.spec.sizes.hidden
-    for start, seq in ((0, 4), (4, 1)):
-        assert not asked
-        positions = np.arange(start, start + seq)[None]
-        embeds = np.zeros((1, seq, hidden), np.float32)
-        decoder.step(embeds, positions, np.array([start]), np.array([start + seq]), np.array([[seq - 1]]))
-    assert len(asked) == 1
 
 
 def test_a_system_without_the_files_of_linux_changes_nothing(monkeypatch, tmp_path):
