@@ -3,19 +3,19 @@
 A random Qwen2.5-0.5B-shaped decoder, one sequence of random tokens. Prompts go in by 512 tokens, as our runner does;
 genai is given the same pieces and computes logits of the last token alone, as we do (`prune_lm_head`, which is not its
 default); OpenVINO runs as our target `openvino`; llama.cpp takes its own pieces, of 512 too. Each engine is a process
-of its own (`long_contexts_engine.py`) that keeps its model and waits, so that they can take turns and each one's memory
-is its own. A median of 256 steps, because ONNX Runtime's default kernel of attention is slow at some lengths: its sums
-lie in memory across two pages there, for up to 64 tokens of every 1,024, and where depends on what else a process has
-allocated.
+of its own (`long_contexts_engine.py`), one after the other: in each turn it loads its model, answers every length once,
+and ends, as in `whole_answers.py`. A median of 256 steps, because ONNX Runtime's default kernel of attention is slow at
+some lengths: its sums lie in memory across two pages there, for up to 64 tokens of every 1,024, and where depends on
+what else a process has allocated.
 
 INT4 rounds every linear and the head to the nearest in groups of 128; llama.cpp's are its Q4_0, in groups of 32, the
 head too. Against our float32 it has F32.
 
 Attention makes prompts of 16k and 32k tokens take minutes. With `--goes-on` a turn is one prompt that grows: each
-engine keeps the keys and values of 1,024 tokens for the 4,096 that begin with them, and so on, and its seconds are
-added up. genai's cache has all of its slots from the first length on then. With `--rounds` engines decode by turns
-behind each length, since a virtual machine is faster or slower some minutes later. The model has 32,768 positions, so
-that 32,256 is the longest prompt that leaves room for 256 tokens and whole pieces.
+engine keeps its model, and the keys and values of 1,024 tokens for the 4,096 that begin with them, and so on, and its
+seconds are added up. genai's cache has all of its slots from the first length on then. With `--rounds` engines decode
+by turns behind each length, since a virtual machine is faster or slower some minutes later. The model has 32,768
+positions, so that 32,256 is the longest prompt that leaves room for 256 tokens and whole pieces.
 
     python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT
     python benchmarks/long_contexts.py --weights int4 --genai DIR --llama ENVIRONMENT --goes-on --turns 1 \
@@ -33,9 +33,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,8 @@ from r1v_export.targets.onnxruntime.write.graphs import decoder_for_others
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PROJECT = Path(__file__).parents[1]
-WARM_UP = {"tokens": 64, "new_tokens": 4}
+WARM_UP = {"tokens": 64, "new_tokens": 64}
+"""Of so many: ours moves weights to huge pages during the first."""
 LLAMA_GROUP = 32
 
 
@@ -151,34 +151,58 @@ def build_gguf(work: Path, weights: str) -> Path:
     return model
 
 
-def take_turns(
-    contenders: list[Contender], lengths: Sequence[int], job: Mapping[str, int], turns: int, goes_on: bool, rounds: int
-) -> Iterator[dict[int, dict[str, list[dict[str, Any]]]]]:
-    """Readings of each contender by length, by turns; what there is after each length of each turn.
+Readings = dict[int, dict[str, list[dict[str, Any]]]]
+"""Of each contender, by length."""
 
-    With `goes_on` a turn is one prompt that grows from length to length, else the turns of a length are next to each
-    other. Then the others of the `rounds` follow, in which contenders decode by turns, each behind one token more.
-    """
-    readings: dict[int, dict[str, list[dict[str, Any]]]] = {
-        tokens: {each.name: [] for each in contenders} for tokens in lengths
-    }
-    order = [(turn, tokens) for turn in range(turns) for tokens in lengths]
-    parts: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for turn, tokens in order if goes_on else sorted(order, key=lambda pair: pair[1]):
-        print(f"{tokens} tokens, load average {psutil.getloadavg()[0]:.2f}", file=sys.stderr)
+
+def one_by_one(
+    contenders: Sequence[Contender],
+    lengths: Sequence[int],
+    job: Mapping[str, int],
+    turns: int,
+    start: Callable[[Contender], None],
+) -> Iterator[Readings]:
+    """Every contender's answers to all lengths while it is the only one; what there is after each turn."""
+    readings: Readings = {tokens: {each.name: [] for each in contenders} for tokens in lengths}
+    for _ in range(turns):
         for each in contenders:
-            earlier = parts.setdefault((turn, each.name), []) if goes_on else []
-            answer = ask(each, {**job, "tokens": tokens, "goes_on": goes_on}, earlier)
+            start(each)
+            for tokens in lengths:
+                answer = ask(each, {**job, "tokens": tokens, "goes_on": False}, [])
+                readings[tokens][each.name].append(answer)
+                show(each, tokens, answer)
+            each.stop()
+        yield readings
+
+
+def growing(
+    contenders: Sequence[Contender], lengths: Sequence[int], job: Mapping[str, int], turns: int, rounds: int
+) -> Iterator[Readings]:
+    """The same of contenders that keep their models: a turn is one prompt that grows from length to length.
+
+    Behind each length the others of the `rounds` follow, in which contenders decode by turns, each behind one token
+    more.
+    """
+    readings: Readings = {tokens: {each.name: [] for each in contenders} for tokens in lengths}
+    parts: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for turn, tokens in itertools.product(range(turns), lengths):
+        for each in contenders:
+            earlier = parts.setdefault((turn, each.name), [])
+            answer = ask(each, {**job, "tokens": tokens, "goes_on": True}, earlier)
             readings[tokens][each.name].append(answer)
-            rate, step_ms = tokens / answer["prefill_s"], 1e3 * statistics.median(answer["steps_s"])
-            line = f"  {each.name:26} {rate:8.1f} prompt tokens/s, {step_ms:7.1f} ms a token"
-            print(line, file=sys.stderr, flush=True)
+            show(each, tokens, answer)
         for number, each in itertools.product(range(1, rounds), contenders):
             more = each.ask({**job, "tokens": tokens + number, "goes_on": True})["steps_s"]
             answer = readings[tokens][each.name][-1]
             answer["rounds_s"].append(statistics.median(more))
             answer["steps_s"] += more
         yield readings
+
+
+def show(contender: Contender, tokens: int, answer: Mapping[str, Any]) -> None:
+    rate, step_ms = tokens / answer["prefill_s"], 1e3 * statistics.median(answer["steps_s"])
+    line = f"{tokens:6} tokens {contender.name:26} {rate:8.1f} prompt tokens/s, {step_ms:7.1f} ms a token"
+    print(f"{line}, load average {answer['load_average']:.2f}", file=sys.stderr, flush=True)
 
 
 def ask(contender: Contender, job: Mapping[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
@@ -283,14 +307,23 @@ def main(
     report |= {"group_size": {"ours and genai": GROUP, "llama.cpp": LLAMA_GROUP}} if weights == "int4" else {}
     report |= {"turns": turns, "new_tokens": new_tokens, "goes_on": goes_on, "rounds": rounds, "lengths": {}}
     try:
+        context, job = max(lengths) + new_tokens + 8, {"new_tokens": new_tokens} | vocabulary
+
+        def start(each: Contender) -> None:
+            each.start(threads, context, WARM_UP | vocabulary)
+
         for each in contenders:
-            start = partial(each.start, threads, max(lengths) + new_tokens + 8, WARM_UP | vocabulary)
-            start()
             if each.name.startswith("r1v-export"):
+                start(each)
                 each.stop()  # the first process also kept what it made of the weights, as with `run`
-                start()
-        job = {"new_tokens": new_tokens} | vocabulary
-        for readings in take_turns(contenders, sorted(lengths), job, turns, goes_on, rounds):
+            if goes_on:
+                start(each)
+        found = (
+            growing(contenders, sorted(lengths), job, turns, rounds)
+            if goes_on
+            else one_by_one(contenders, sorted(lengths), job, turns, start)
+        )
+        for readings in found:
             for tokens, answers in readings.items():
                 if not all(answers.values()):
                     continue

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from r1v_export.count import Count
 from r1v_export.nano import dataset
 from r1v_export.processing.load_image import load_image
 from r1v_export.processing.synthetic_image import synthetic_image
@@ -72,7 +73,7 @@ def with_a_prompt_of(tokens: int, samples: Iterable[ParitySample], tokens_per_ti
         return samples
     known = list(samples)
     shown = islice(cycle(image for sample in known for image in sample.images), images)
-    return [*known, ParitySample(f"{images} images", tuple(shown), known[0].question)]
+    return [*known, ParitySample(str(Count(images, "image")), tuple(shown), known[0].question)]
 
 
 _NAME_CHARACTERS = 200
