@@ -13,10 +13,10 @@ processes (docs/openvino.md): answer a question with the bundles `int4` and `fp3
 before the first measurement.
 
     python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
-    python benchmarks/whole_answers.py               # at most 10 minutes on two idle cores
+    python benchmarks/whole_answers.py               # two idle cores; a turn of 1 and 4 tiles takes 6 minutes
 
 A turn goes over all systems and all numbers of tiles that still have turns, and is begun only if it is likely to end in
-time. Results: benchmarks/results/<date>-whole-answers.json, written after every turn; the table goes to stdout.
+time. Results: benchmarks/results/<date>-whole-answers.json, written after every system; the table goes to stdout.
 
 Excluded: vLLM, whose CPU build takes 3.5 GB.
 """
@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -251,19 +252,19 @@ class Clock:
     limit_s: float
     began: float = field(default_factory=time.monotonic, init=False)
     took_s: dict[int, float] = field(default_factory=dict, init=False)
-    """By tiles: how long all systems took for them in the latest turn, loading included."""
+    """By tiles: how long all systems took for them in the latest turn; under 0, to load and to warm up."""
 
     def has_time(self, tiles: Sequence[int]) -> bool:
         """Whether a turn of these numbers of tiles is likely to end in time: the first one always is begun."""
         if not all(each in self.took_s for each in tiles):
             return True
-        return time.monotonic() - self.began + sum(self.took_s[each] for each in tiles) < self.limit_s
+        return time.monotonic() - self.began + sum(self.took_s[each] for each in (0, *tiles)) < self.limit_s
 
 
 def measure(
     systems: Sequence[System], turns: Mapping[int, int], new_tokens: int, clock: Clock, threads: int, work: Path
 ) -> Iterator[dict[int, dict[str, Any]]]:
-    """Turns over all systems; yields what there is after each.
+    """Turns over all systems; yields what there is after each system.
 
     Args:
         turns: at most so many, by tiles.
@@ -276,18 +277,20 @@ def measure(
         if not wanted:
             return
         jobs = {tiles: job_of(work, tiles, turn, new_tokens) for tiles in wanted}
-        clock.took_s.update(dict.fromkeys(wanted, 0.0))
+        clock.took_s.update(dict.fromkeys((0, *wanted), 0.0))
         for system in systems:
-            began = time.monotonic()
+            moments = [time.monotonic()]
             with system.running(threads, work, job_of(work, 1, 0, new_tokens)):
+                moments.append(time.monotonic())
                 for tiles, job in jobs.items():
                     found = system.ask(job)
+                    moments.append(time.monotonic())
                     readings[tiles].setdefault(system.name, []).append(found)
                     shown = ", ".join(f"{quantity} {found[quantity]:.2f}" for quantity in QUANTITIES)
                     print(f"  {tiles:2} tiles {system.name:26} {shown}", file=sys.stderr, flush=True)
-                    clock.took_s[tiles] += (now := time.monotonic()) - began
-                    began = now
-        yield {tiles: summary(rows) for tiles, rows in readings.items() if rows}
+            for what, (before, after) in zip((0, *wanted), pairwise(moments), strict=True):
+                clock.took_s[what] += after - before
+            yield {tiles: summary(rows) for tiles, rows in readings.items() if rows}
 
 
 @click.command()

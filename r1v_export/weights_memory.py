@@ -59,7 +59,8 @@ class Settling:
 def settle() -> None:
     """Give unused heap back to the system, and bring what is used into huge pages; where the system cannot, nothing.
 
-    Takes a quarter of a second of one processor for 400 MB. Programs see no change.
+    Takes a quarter of a second of one processor for 400 MB, and 2 s in a virtual machine whose memory is new to its
+    host. Programs see no change.
     """
     try:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from r1v_export.count import Count
+from r1v_export.model_spec import ModelSpec
 from r1v_export.nano import dataset
 from r1v_export.processing.load_image import load_image
 from r1v_export.processing.synthetic_image import synthetic_image
+from r1v_export.processing.tiling import tile_count
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,24 @@ def synthetic(count: int, tile_size: int) -> Iterator[ParitySample]:
         yield ParitySample(f"synthetic {index}", images, _QUESTIONS[index % len(_QUESTIONS)])
 
 
-def with_a_prompt_of(tokens: int, samples: Iterable[ParitySample], tokens_per_tile: int) -> Iterable[ParitySample]:
+def with_a_prompt_of(tokens: int, samples: Iterable[ParitySample], spec: ModelSpec) -> Iterable[ParitySample]:
     """The samples, and where tiles are so small that all of their prompts may be shorter, one with so long a prompt.
 
-    That is the first question, about as many images as it takes: of all samples in turn, each again where there are
-    fewer.
+    It is the first question, with images of all samples in turn, repeated where they are too few, until they alone are
+    so many tokens.
     """
-    images = -(-tokens // tokens_per_tile)
-    if images == 1:
+    if spec.tokens_per_tile >= tokens:
         return samples
-    known = list(samples)
-    shown = islice(cycle(image for sample in known for image in sample.images), images)
-    return [*known, ParitySample(str(Count(images, "image")), tuple(shown), known[0].question)]
+    known, shown = list(samples), list[Image.Image]()
+    images = [image for sample in known for image in sample.images]
+    for image in cycle(images):
+        shown.append(image)
+        tokens -= tile_count(*image.size, spec.tiling) * spec.tokens_per_tile
+        if tokens <= 0:
+            break
+    if not shown:
+        return known
+    return [*known, ParitySample(str(Count(len(shown), "image")), tuple(shown), known[0].question)]
 
 
 _NAME_CHARACTERS = 200

@@ -51,8 +51,7 @@ def compare_decoder(
     compute = max(alone.compute, decoder.compute, key=get_args(Compute).index)
     rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), decoder.name)))
     of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding)
-    spec, tokens = run.checkpoint.spec, lending_target(decoder.name).prompt_tokens
-    asked = with_a_prompt_of(tokens, samples, spec.tokens_per_tile)
+    asked = with_a_prompt_of(lending_target(decoder.name).prompt_tokens, samples, run.checkpoint.spec)
     try:
         return run.whole(asked, of_pair, on_progress, encoder, decoder)
     except CapabilityError as error:

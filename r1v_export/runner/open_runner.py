@@ -53,7 +53,8 @@ def open_runner(
             its `images.ImageEncoder.option_values`, or `images.AUTO`, which is the fastest one that a gate has compared
             and that runs here.
         decoder_target: what decodes, likewise, of what the engine has a part for; None for the target itself.
-        serving: other threads of the process have work between two steps, as a server's have.
+        serving: other threads of the process have work between two steps, as a server's have, and there is time before
+            the first prompt.
 
     Raises:
         UsageError: target and engine do not match, the bundle has nothing of that name, or `vision_target` or

@@ -27,8 +27,8 @@ class PairedEngine:
         name: of all together.
         open_images: opens what encodes images: `vision` and `projector`. Called when the first image is encoded, so
             that questions without one neither wait for it nor hold it in memory. None for the engine itself.
-        open_decoder: opens what decodes, when the first prompt is computed or it is begun. What the engine would decode
-            with is never opened then.
+        open_decoder: opens what decodes, at the first prompt, or in the caller's thread when the decoder is begun. What
+            the engine would decode with is never opened then.
     """
 
     def __init__(

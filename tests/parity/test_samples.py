@@ -7,7 +7,9 @@ import pytest
 
 from r1v_export.errors import InputError
 from r1v_export.nano import dataset
-from r1v_export.parity.samples import from_files, held_out, synthetic, with_a_prompt_of
+from r1v_export.parity.samples import ParitySample, from_files, held_out, synthetic, with_a_prompt_of
+from r1v_export.processing.tiling import tile_count
+from tests.tiny_models import tiny_spec
 
 
 def test_held_out_questions_are_the_generators_and_have_answers():
@@ -44,13 +46,22 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path):
 
 
 def test_a_longer_prompt_is_about_the_images_of_several_samples():
-    known = list(synthetic(5, 32))  # 6 images
-    *others, long = with_a_prompt_of(128, iter(known), 16)
+    known, spec = list(synthetic(5, 32)), tiny_spec()
+    tokens = [spec.tokens_per_tile * tile_count(*image.size, spec.tiling) for each in known for image in each.images]
+    least = sum(tokens[:3]) - 1
+    *others, long = with_a_prompt_of(least, iter(known), spec)
     assert others == known
-    assert (long.name, long.question, len(long.images)) == ("8 images", known[0].question, 8)
-    assert long.images[6] is long.images[0]
+    assert (long.name, long.question, long.answer) == ("3 images", known[0].question, None)
+    assert long.images == tuple(image for each in known for image in each.images)[:3]
+    *_, again = with_a_prompt_of(sum(tokens) + 1, known, spec)
+    assert again.images[len(tokens)] is again.images[0]
 
 
 def test_prompts_of_large_tiles_are_long_enough():
-    known = list(synthetic(2, 32))
-    assert with_a_prompt_of(128, known, 128) is known
+    known, spec = list(synthetic(2, 32)), tiny_spec()
+    assert with_a_prompt_of(spec.tokens_per_tile, known, spec) is known
+
+
+def test_questions_without_images_stay_as_they_are():
+    known = [ParitySample("text", (), "What is two and two?")]
+    assert list(with_a_prompt_of(128, known, tiny_spec())) == known

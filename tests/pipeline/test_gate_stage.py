@@ -222,7 +222,15 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert not report.exists()
     assert not chosen(without)
 
+    run, tokens = PagedDecoder.step, set[int]()
+
+    def noting(self: PagedDecoder, embeds: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        tokens.add(embeds.shape[1])
+        return run(self, embeds, *others)
+
+    monkeypatch.setattr(PagedDecoder, "step", noting)
     passed = built(None)
+    assert max(tokens) >= OpenVinoTarget.prompt_tokens, "so long a prompt may have a graph of its own"
     assert passed.manifest.decoder_parity == {DECODER_PAIR: "passed"}
     found = read_report(report)
     assert (found.gate, found.profile) == ("decoder", "8-bit inputs")
@@ -238,8 +246,6 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert elsewhere.manifest.decoder_parity == {f"{DECODER_PAIR} in bfloat16": "passed"}
     assert chosen(elsewhere)
     monkeypatch.setattr(in_tiles, lambda: False)
-
-    run = PagedDecoder.step
 
     def wrong(self: PagedDecoder, *arguments: np.ndarray) -> np.ndarray:
         return run(self, *arguments) + np.arange(self.sizes.vocab, dtype=np.float32)

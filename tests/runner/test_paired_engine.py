@@ -68,13 +68,14 @@ class Beginning(ReferenceEngine):
         self.begun = alone
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("other_decodes", [False, True])
-def test_what_decodes_is_begun_and_nothing_else(other_decodes: bool) -> None:
+def test_what_decodes_is_begun_and_nothing_else(other_decodes: bool, alone: bool) -> None:
     engine, other = (Beginning(random_model(tiny_spec())) for _ in range(2))
     pair = PairedEngine(engine, "two engines", open_decoder=(lambda: other) if other_decodes else None)
     assert isinstance(pair, BeginsDecoder)
-    pair.begin_decoder(alone=True)
-    assert (engine.begun, other.begun) == ((None, True) if other_decodes else (True, None))
+    pair.begin_decoder(alone)
+    assert (engine.begun, other.begun) == ((None, alone) if other_decodes else (alone, None))
 
 
 def test_an_engine_that_cannot_begin_is_left_alone() -> None:

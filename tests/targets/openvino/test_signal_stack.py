@@ -26,6 +26,8 @@ ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
 print(found.base)
 """
 
+OPEN = 'open_runner(Path(sys.argv[1]), decoder_target="openvino", serving=True)\n'
+
 
 def base() -> int | None:
     found = _Stack()
@@ -41,6 +43,13 @@ def test_the_stack_before_is_set_again() -> None:
         assert ctypes.CDLL(None).sigaltstack(ctypes.byref(other), None) == 0
         assert base() == ctypes.addressof(memory)
     assert base() == before
+
+
+def test_opening_a_server_s_decoder_leaves_the_stack_alone(int8_inputs_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    opens = ASK.replace(ASK[ASK.index("open_runner(Path") : ASK.index("found =")], OPEN)
+    printed = subprocess.check_output([sys.executable, "-c", opens, str(int8_inputs_bundle)], text=True)
+    assert printed == "None\n"
 
 
 def test_an_answer_with_images_by_openvino_leaves_the_stack_alone(nano_bundle: Path) -> None:

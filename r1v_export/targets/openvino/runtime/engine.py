@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -14,7 +15,8 @@ import numpy as np
 from r1v_export import contract
 from r1v_export.config import ImageProducts
 from r1v_export.contract import CacheLimits, Sizes
-from r1v_export.errors import CapabilityError
+from r1v_export.errors import CapabilityError, R1VError
+from r1v_export.log_event import log_event
 from r1v_export.opening import Begun, Opening
 from r1v_export.targets.openvino.boundary import PROMPT_TOKENS
 from r1v_export.targets.openvino.engine_file import read_engine_file
@@ -30,6 +32,8 @@ from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 from r1v_export.weights_memory import Settling
+
+_LOG = logging.getLogger(__name__)
 
 
 class Decoders(NamedTuple):
@@ -89,12 +93,16 @@ class OpenVinoEngine:
         return self._embed.run(input_ids, image_embeds)[0]
 
     def begin_decoder(self, alone: bool) -> None:
-        """Begin to compile the decoder's graphs in a thread, and pack their weights behind it, if that was not done."""
+        """Begin to compile the decoder's graphs in a thread, if that was not done yet.
+
+        Where the process is not alone with its next step, as a server waits for its first request, another thread packs
+        the graphs' weights behind it.
+        """
         if self._opening is None and "_decoders" not in vars(self):
             self._opening = Opening(self._open_decoders if alone else self._open_and_pack_decoders)
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        return self._over(self._decoders, batch, capacity)
+        return self._over(self._decoders, batch, capacity, self._settling)
 
     def cache_limits(self) -> CacheLimits:
         sizes, attention = self.sizes, self.attention
@@ -157,25 +165,31 @@ class OpenVinoEngine:
         return Decoders(self._compile_decoder(self.attention, begun), prompts.result())
 
     def _pack(self, decoders: Decoders, begun: Begun) -> None:
-        """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run."""
+        """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
+        is settled, and once more at the first answer: images have been encoded and caches are there by then."""
         begun()
-        tokens = PROMPT_TOKENS if decoders.prompts is not decoders.steps else 1
-        decoder, start = self._over(decoders, 1, tokens + 1), np.zeros(1, np.int64)
-        for new in (tokens, 1):
-            embeds, ids = np.zeros((1, new, self.sizes.hidden), np.float32), start[:, None] + np.arange(new)
-            decoder.step(embeds, ids, start, start + new, np.array([[new - 1]]))
-            start = start + new
+        settling = Settling(self._file.weights_bytes(contract.DECODER))
+        decoder, start = self._over(decoders, 1, PROMPT_TOKENS + 1, settling), np.zeros(1, np.int64)
+        try:
+            for new in (PROMPT_TOKENS, 1):
+                embeds, ids = np.zeros((1, new, self.sizes.hidden), np.float32), start[:, None] + np.arange(new)
+                decoder.step(embeds, ids, start, start + new, np.array([[new - 1]]))
+                start = start + new
+        except R1VError as error:  # the first request fails likewise, and says so to whom it concerns
+            message = "the decoder's weights are not packed before the first request: %(reason)s"
+            log_event(_LOG, logging.WARNING, message, reason=error)
 
-    def _over(self, decoders: Decoders, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
+    def _over(
+        self, decoders: Decoders, batch: int, capacity: int, settling: Settling
+    ) -> OpenVinoDecoder | PagedDecoder:
         if self.attention is None:
-            return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity, self._settling.begin)
+            return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity, settling.begin)
         pools = getattr(ov.Type, self.attention.pools)
-        return PagedDecoder(*decoders, pools, self.sizes, batch, capacity, self._settling.begin)
+        return PagedDecoder(*decoders, pools, self.sizes, batch, capacity, settling.begin)
 
     def _compile_decoder(self, attention: Attention | None, begun: Begun = lambda: None) -> Compiled:
-        begun()
         arguments = self.folder, self.bundle, contract.DECODER, self._file, self.threads
-        return compile_graph(*arguments, keep=self.keep, attention=attention)
+        return compile_graph(*arguments, keep=self.keep, attention=attention, begun=begun)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS

@@ -18,6 +18,7 @@ from r1v_export.errors import BundleError, R1VError
 from r1v_export.files import open_regular
 from r1v_export.log_event import log_event
 from r1v_export.memory import most_bytes
+from r1v_export.opening import Begun
 from r1v_export.progress import size
 from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.doctor import has_bfloat16
@@ -58,6 +59,7 @@ def compile_graph(
     int8: bool = False,
     keep: bool = False,
     attention: Attention | None = None,
+    begun: Begun = lambda: None,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
 
@@ -70,6 +72,7 @@ def compile_graph(
         int8: round float32 weights of products, and their inputs, to 8 bits.
         keep: keep many rounded weights on disk, see `kept_weights`.
         attention: of a decoder over a pool of blocks.
+        begun: called as soon as all else is read and OpenVINO compiles, which needs no lock of Python's.
 
     Raises:
         BundleError: the graph or its weights are missing, or OpenVINO refuses them.
@@ -87,6 +90,7 @@ def compile_graph(
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         if int8:
             let_what_follows_products_be_bfloat16(model)
+        begun()
         compiled = ov.Core().compile_model(model, _DEVICE, properties)
         weights.forget()
     except R1VError:

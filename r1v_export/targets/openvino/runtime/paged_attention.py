@@ -16,6 +16,7 @@ from r1v_export.errors import CapabilityError
 from r1v_export.targets.graph_errors import shortened
 from r1v_export.targets.openvino.boundary import BLOCK_TABLE, DOMAIN, PAGED_ATTENTION
 from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 BLOCK = 32
 """Slots of a block on the CPU."""
@@ -72,7 +73,8 @@ def require_paged_attention(kv_heads: int, head_dim: int, attention: Attention) 
         CapabilityError: it has none, or another one.
     """
     try:
-        difference = _difference(kv_heads, head_dim, attention)
+        with kept_signal_stack():
+            difference = _difference(kv_heads, head_dim, attention)
         is_far = difference > _TOLERANCE[attention.pools]
         found = f"openvino {ov.__version__}: results differ by {difference:.2g}" if is_far else None
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes.

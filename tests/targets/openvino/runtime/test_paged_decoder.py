@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 
 import numpy as np
@@ -25,6 +26,10 @@ from tests.targets.openvino.conftest import NEEDS_OPENVINO
 pytestmark = NEEDS_OPENVINO
 MODULE = "r1v_export.targets.openvino.runtime.paged_decoder"
 """Not imported here: it needs OpenVINO."""
+
+
+def paged_decoder():
+    return importlib.import_module(MODULE)
 
 
 def open_paged(built: Built, folder, matmul="float32", int4_inputs=None):
@@ -107,16 +112,21 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
         assert distance < 2e-2
 
 
-def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path, tiles, monkeypatch):
-    paged = open_paged(built, tmp_path, "bfloat16", "int8")
-    paged.begin_decoder(alone=False)
-    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 20)
-    decoders, hidden = paged._decoders, built.spec.language.hidden_size
+def wait_for_threads():
     end = time.monotonic() + 60
     while is_opening():
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert [each.weights.is_packed for each in decoders] == [True, True]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path, tiles, monkeypatch, alone):
+    paged = open_paged(built, tmp_path, "bfloat16", "int8")
+    paged.begin_decoder(alone)
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 20)
+    decoders, hidden = paged._decoders, built.spec.language.hidden_size
+    wait_for_threads()
+    assert [each.weights.is_packed for each in decoders] == [not alone, not alone]
     prompts_SE, steps = prompts(built.spec, [30, 9]), [normal(2, 1, hidden)]
     (tmp_path / "not begun").mkdir()
     expected = walk(open_paged(built, tmp_path / "not begun", "bfloat16", "int8"), prompts_SE, steps)
@@ -124,11 +134,33 @@ def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path,
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_weights_that_cannot_be_packed_before_are_packed_by_the_first_request(paged, built, monkeypatch, caplog):
+    def fail(*_):
+        raise GraphError("The runtime fails.")
+
+    run = paged_decoder().PagedDecoder._run
+    with monkeypatch.context() as failing:
+        failing.setattr(paged_decoder().PagedDecoder, "_run", fail)
+        paged.begin_decoder(alone=False)
+        decoders = paged._decoders
+        wait_for_threads()
+    assert "not packed before the first request: The runtime fails" in caplog.text
+    assert paged_decoder().PagedDecoder._run is run
+    KVCache(paged.decoder(1, 48)).append(normal(1, 4, built.spec.language.hidden_size), np.array([4]))
+    assert decoders.steps.weights.is_packed
+
+
+def test_a_decoder_s_weights_count_as_what_they_take_in_their_files(paged):
+    file = paged._file
+    assert file.weights_bytes(DECODER) == sum(each.size_bytes for each in file.weights[DECODER].values()) > 0
+    assert file.weights_bytes("unknown") == 0
+
+
 def test_memory_of_weights_is_settled_behind_the_first_step_for_one_token(built, paged, monkeypatch):
     asked = []
     monkeypatch.setattr(Settling, "begin", lambda self: asked.append(self))
     cache, hidden = KVCache(paged.decoder(2, 48)), built.spec.language.hidden_size
-    for counts, times in (([4, 2], 0), ([1, 1], 1)):
+    for counts, times in (([4, 1], 0), ([1, 1], 1)):
         cache.append(normal(2, max(counts), hidden), np.array(counts))
         assert len(asked) == times
 
