@@ -157,7 +157,6 @@ _ONE_ROW = (
     "A single row is multiplied by ONNX Runtime's kernel in less time than by OpenVINO's, which decodes ours by "
     "default where it was compared, for the sake of prompts and of several rows."
 )
-_WEIGHTS_TWICE = "Behind images ours holds the decoder's weights twice where the processor has AMX, for prompts."
 Causes = Mapping[str, Mapping[str, str]]
 CAUSES: dict[str, dict[str, str]] = {
     "decode": {
@@ -165,11 +164,6 @@ CAUSES: dict[str, dict[str, str]] = {
     },
     "contexts": {GENAI: _ONE_ROW},
     "image": dict.fromkeys((TORCH_BF16, TORCH_COMPILED_BF16), _TORCH_S_BFLOAT16),
-    "answer": {
-        TRANSFORMERS_BF16: _TORCH_S_BFLOAT16,
-        VINO_GENAI: "Both read prompts in bfloat16 by AMX; ours encodes images in 8 bits. Readings of one system "
-        "differ by up to 1.5 times on this virtual machine.",
-    },
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
         "times as long.",
@@ -177,9 +171,8 @@ CAUSES: dict[str, dict[str, str]] = {
         "tokens and 24 new ones.",
     },
     "memory": {
-        VINO_GENAI: f"{_WEIGHTS_TWICE} The same process had encoded 4 tiles together before, which ours does no more.",
-        LLAMA: f"{_WEIGHTS_TWICE} In `run`: until 2026-11-30 our weights were brought into their kernels' layouts by "
-        "all threads, and pages of their file given up when all were done.",
+        LLAMA: "Until 2026-11-30 our weights were brought into their kernels' layouts by all threads, and pages of "
+        "their file given up when all were done.",
         GENAI_HEADED: "It brings weights into their kernels' layouts one after another, and gives up the pages of "
         "each; ours did so by all threads until 2026-11-30. A head in 4 bits; ours has it in the row of that name.",
     },
