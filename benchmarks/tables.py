@@ -171,6 +171,9 @@ CAUSES: dict[str, dict[str, str]] = {
         "tokens and 24 new ones.",
     },
     "memory": {
+        **dict.fromkeys(
+            (GENAI, GENAI_EXACT), "With AMX ours holds the decoder's weights twice, once more for prompts."
+        ),
         LLAMA: "Until 2026-11-30 our weights were brought into their kernels' layouts by all threads, and pages of "
         "their file given up when all were done.",
         GENAI_HEADED: "It brings weights into their kernels' layouts one after another, and gives up the pages of "

@@ -270,7 +270,8 @@ class BeginsDecoder(Protocol):
 
         Args:
             alone: the process does little between two steps but ask for the next one, so that waiting for it by
-                spinning takes nothing from others. Else what can be done before the first prompt may be done, too.
+                spinning takes nothing from others. Else what can be done before the first prompt may be done, too, by
+                libraries that do not survive a fork.
         """
         ...
 

@@ -27,7 +27,7 @@ class PairedEngine:
         name: of all together.
         open_images: opens what encodes images: `vision` and `projector`. Called when the first image is encoded, so
             that questions without one neither wait for it nor hold it in memory. None for the engine itself.
-        open_decoder: opens what decodes, at the first prompt, or in the caller's thread when the decoder is begun. What
+        open_decoder: opens what decodes, at the first prompt, or in the caller's thread when a server begins it. What
             the engine would decode with is never opened then.
     """
 
@@ -73,8 +73,13 @@ class PairedEngine:
         return self.engine.embed(input_ids, image_embeds)
 
     def begin_decoder(self, alone: bool) -> None:
-        """Begin to open what decodes, where it can: what the engine would decode with is not opened for another one."""
-        if isinstance(self.decoding, BeginsDecoder):
+        """Begin to open what decodes, where it can: what the engine would decode with is not opened for another one.
+
+        Another one is begun by servers alone: a program may fork after it opened a bundle, and a library such as
+        OpenVINO, once in use, does not work in the forked process.
+        """
+        begins_other = self._open_decoder is not None and not alone
+        if (self._open_decoder is None or begins_other) and isinstance(self.decoding, BeginsDecoder):
             self.decoding.begin_decoder(alone)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from r1v_export.cli import main
+from r1v_export.cpus import has_bfloat16_products
 from r1v_export.errors import CheckpointError
 from r1v_export.manifest import MANIFEST, hash_file
 from r1v_export.reference import open_reference
@@ -130,3 +133,25 @@ def test_a_server_s_decoder_leaves_the_cores_to_others_between_steps(
     monkeypatch.setattr(OnnxRuntimeEngine, "begin_decoder", lambda _, alone: begun.append(alone))
     open_runner(nano_bundle, serving=serving)
     assert begun == [not serving]
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from r1v_export.opening import is_opening
+from r1v_export.runner.open_runner import open_runner
+runner = open_runner(Path(sys.argv[1]), decoder_target="openvino")
+while is_opening():
+    time.sleep(0.01)
+if os.fork() == 0:
+    runner.ask("How many objects do you see?")
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_process_may_fork_after_it_opened_a_bundle_that_openvino_decodes(int8_inputs_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    if not has_bfloat16_products():
+        pytest.skip("this CPU has no bfloat16 products")
+    subprocess.run([sys.executable, "-c", FORK, str(int8_inputs_bundle)], check=True, timeout=120)

@@ -72,10 +72,15 @@ class Beginning(ReferenceEngine):
 @pytest.mark.parametrize("other_decodes", [False, True])
 def test_what_decodes_is_begun_and_nothing_else(other_decodes: bool, alone: bool) -> None:
     engine, other = (Beginning(random_model(tiny_spec())) for _ in range(2))
-    pair = PairedEngine(engine, "two engines", open_decoder=(lambda: other) if other_decodes else None)
+    opened = []
+    open_other = (lambda: opened.append(other) or other) if other_decodes else None
+    pair = PairedEngine(engine, "two engines", open_decoder=open_other)
     assert isinstance(pair, BeginsDecoder)
     pair.begin_decoder(alone)
-    assert (engine.begun, other.begun) == ((None, alone) if other_decodes else (alone, None))
+    if other_decodes:
+        assert (engine.begun, other.begun, opened) == ((None, None, []) if alone else (None, False, [other]))
+    else:
+        assert (engine.begun, other.begun) == (alone, None)
 
 
 def test_an_engine_that_cannot_begin_is_left_alone() -> None:

@@ -93,13 +93,11 @@ class OpenVinoEngine:
         return self._embed.run(input_ids, image_embeds)[0]
 
     def begin_decoder(self, alone: bool) -> None:
-        """Begin to compile the decoder's graphs in a thread, if that was not done yet.
-
-        Where the process is not alone with its next step, as a server waits for its first request, another thread packs
-        the graphs' weights behind it.
-        """
-        if self._opening is None and "_decoders" not in vars(self):
-            self._opening = Opening(self._open_decoders if alone else self._open_and_pack_decoders)
+        """Begin to compile the decoder's graphs in a thread, and to pack their weights in another one behind it, if
+        that was not done yet. Where the process is alone with its next step, nothing: it may fork, and OpenVINO, once
+        in use, does not work in the forked process."""
+        if not alone and self._opening is None and "_decoders" not in vars(self):
+            self._opening = Opening(self._open_and_pack_decoders)
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
         return self._over(self._decoders, batch, capacity, self._settling)

@@ -154,14 +154,14 @@ def compiled_by(monkeypatch):
     return threads
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_decoder_that_was_begun_computes_the_same(of_r1v, compiled_by, alone):
+@pytest.mark.parametrize(("alone", "compiling"), [(False, "opening"), (True, "MainThread")])
+def test_a_decoder_that_was_begun_computes_the_same(of_r1v, compiled_by, alone, compiling):
     begun, hidden = of_r1v.open(), of_r1v.spec.language.hidden_size
     begun.begin_decoder(alone)
     begun.begin_decoder(alone)
     np.testing.assert_array_equal(logits_of(begun, hidden), logits_of(of_r1v.open(), hidden))
     begun.begin_decoder(alone)
-    assert compiled_by == ["opening", "MainThread"]
+    assert compiled_by == [compiling, "MainThread"]
 
 
 def test_a_damaged_decoder_is_refused_at_its_first_use_and_compiled_anew_at_the_next(own, compiled_by):
