@@ -163,7 +163,7 @@ CAUSES: dict[str, dict[str, str]] = {
         GENAI: f"{_ONE_ROW} Behind 512 tokens ours is measured with ONNX Runtime's, too: it is the noise of turns.",
     },
     "contexts": {GENAI: _ONE_ROW},
-    "image": dict.fromkeys((TORCH_BF16, TORCH_COMPILED_BF16), _TORCH_S_BFLOAT16),
+    "image": {TORCH_COMPILED_BF16: _TORCH_S_BFLOAT16},
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
         "times as long.",

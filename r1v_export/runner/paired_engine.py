@@ -78,8 +78,7 @@ class PairedEngine:
         Another one is begun by servers alone: a program may fork after it opened a bundle, and a library such as
         OpenVINO, once in use, does not work in the forked process.
         """
-        begins_other = self._open_decoder is not None and not alone
-        if (self._open_decoder is None or begins_other) and isinstance(self.decoding, BeginsDecoder):
+        if (self._open_decoder is None or not alone) and isinstance(self.decoding, BeginsDecoder):
             self.decoding.begin_decoder(alone)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
