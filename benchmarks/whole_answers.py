@@ -6,11 +6,11 @@ bfloat16, else by ONNX Runtime in 8 bits, which is the default; with exact image
 OpenVINO GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's
 server (Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is
 a process of its own (`whole_answers_engine.py`), one after the other: in each turn it loads its model, is asked twice
-with one tile, answers an image of each number of tiles that no system has seen, and ends. With all in
-memory at the same time, the order in which they were loaded moved their times by up to a half: in a virtual machine it
-matters which memory is free when a process starts. Ours round weights for OpenVINO once and keep them for later
-processes (docs/openvino.md): answer a question with the bundles `int4` and `fp32` and `run --vision-target openvino`
-before the first measurement.
+with one tile, answers an image of each number of tiles that no system has seen, and ends. With all in memory at the
+same time, the order in which they were loaded moved their times by up to a half: in a virtual machine it matters which
+memory is free when a process starts. Ours round weights for OpenVINO once and keep them for later processes
+(docs/openvino.md): answer a question with the bundles `int4` and `fp32` and `run --vision-target openvino` before the
+first measurement.
 
     python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
     python benchmarks/whole_answers.py               # two idle cores; a turn of 1 and 4 tiles takes 6 minutes

@@ -26,8 +26,6 @@ ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
 print(found.base)
 """
 
-OPEN = 'open_runner(Path(sys.argv[1]), decoder_target="openvino", serving=True)\n'
-
 
 def base() -> int | None:
     found = _Stack()
@@ -45,11 +43,22 @@ def test_the_stack_before_is_set_again() -> None:
     assert base() == before
 
 
-def test_opening_a_server_s_decoder_leaves_the_stack_alone(int8_inputs_bundle: Path) -> None:
+def test_checking_the_operator_leaves_the_stack_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server does so in its main thread."""
     pytest.importorskip("openvino")
-    opens = ASK.replace(ASK[ASK.index("open_runner(Path") : ASK.index("found =")], OPEN)
-    printed = subprocess.check_output([sys.executable, "-c", opens, str(int8_inputs_bundle)], text=True)
-    assert printed == "None\n"
+    from r1v_export.targets.openvino.runtime import paged_attention
+
+    before, memory = base(), ctypes.create_string_buffer(1 << 16)
+
+    def sets_another(*_: object) -> float:
+        other = _Stack(ctypes.addressof(memory), 0, len(memory))
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(other), None) == 0
+        return 0.0
+
+    monkeypatch.setattr(paged_attention, "_difference", sets_another)
+    check = paged_attention.require_paged_attention.__wrapped__  # without what it remembers
+    check(1, 8, paged_attention.Attention("f32", "f32"))
+    assert base() == before
 
 
 def test_an_answer_with_images_by_openvino_leaves_the_stack_alone(nano_bundle: Path) -> None:

@@ -116,7 +116,7 @@ class OpenVinoEngine:
     @cached_property
     def attention_of_prompts(self) -> Attention | None:
         """How its graph for prompts does; None without one."""
-        return attention_of_prompts(self._file) if self._file.paged else None
+        return attention_of_prompts(self._file)
 
     @cached_property
     def _vision(self) -> Graph:
