@@ -27,6 +27,7 @@ from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime import paged_attention
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
 from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
+from r1v_export.targets.openvino.runtime.merged_products import merge_small_products
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.rounded_activations import let_what_follows_products_be_bfloat16
 from r1v_export.targets.openvino.runtime.rounded_weights import Multiply, multiply_in_bfloat16, multiply_in_int8
@@ -90,6 +91,9 @@ def compile_graph(
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         if int8:
             let_what_follows_products_be_bfloat16(model)
+        if graph == contract.DECODER and products == "f32":
+            # In bfloat16 OpenVINO has fusions of its own, and prompts gain nothing.
+            weights.arrays += merge_small_products(model)
         begun()
         compiled = ov.Core().compile_model(model, _DEVICE, properties)
         weights.forget()

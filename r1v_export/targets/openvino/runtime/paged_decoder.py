@@ -5,9 +5,9 @@ Letters: B rows, S new tokens of each, P of them with logits, W of all rows with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,18 +33,35 @@ BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
 
 
-class Run(NamedTuple):
-    """A graph, and its runs on one decoder's pools."""
+class Runs:
+    """A graph's runs on one decoder's pools, which are to be bound first."""
 
-    compiled: Compiled
-    request: ov.InferRequest
-    logits: ov.Output
-    """Which of its outputs they are."""
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled, self._request = compiled, compiled.model.create_infer_request()
+        self._logits = compiled.model.output(contract.LOGITS)
+        self._inputs: dict[str, np.ndarray] = {}
 
-    @staticmethod
-    def of(compiled: Compiled) -> Run:
-        """Runs of a graph, which have no pools yet."""
-        return Run(compiled, compiled.model.create_infer_request(), compiled.model.output(contract.LOGITS))
+    def bind(self, name: str, tensor: ov.Tensor) -> None:
+        """Let runs read and write an input in place."""
+        self._request.set_tensor(name, tensor)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Logits [1, W, V], valid until the next run.
+
+        Raises:
+            GraphError: OpenVINO fails.
+        """
+        with self._compiled.weights.packing(), naming(contract.DECODER, inputs):
+            for name, array in inputs.items():
+                bound = self._inputs.get(name)
+                if bound is not None and bound.shape == array.shape:
+                    bound[...] = array  # to bind another tensor takes ten times as long
+                else:
+                    self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+                    self._inputs[name] = array
+            self._request.infer()
+            logits: np.ndarray = self._request.get_tensor(self._logits).data
+            return logits
 
 
 class PagedDecoder:
@@ -73,8 +90,8 @@ class PagedDecoder:
     ) -> None:
         self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
         self.on_decoding = on_decoding
-        self._steps = Run.of(steps)
-        self._prompts = self._steps if prompts is steps else Run.of(prompts)
+        self._steps = Runs(steps)
+        self._prompts = self._steps if prompts is steps else Runs(prompts)
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
         self._row_blocks = 0
@@ -148,14 +165,9 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        run = self._prompts if new_B.max() >= PROMPT_TOKENS else self._steps
-        with run.compiled.weights.packing(), naming(contract.DECODER, inputs):
-            for name, array in inputs.items():
-                run.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-            run.request.infer()
-            logits_1WV = run.request.get_tensor(run.logits).data
-            logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
-            return logits_BPV
+        runs = self._prompts if new_B.max() >= PROMPT_TOKENS else self._steps
+        logits_BPV: np.ndarray = runs.run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
+        return logits_BPV
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
@@ -173,8 +185,8 @@ class PagedDecoder:
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
             self._pools[name] = new
-            for run in (self._steps, self._prompts):
-                run.request.set_tensor(name, tensor)
+            for runs in (self._steps, self._prompts):
+                runs.bind(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)
 
     def _parts(self, pool: np.ndarray) -> np.ndarray:

@@ -174,9 +174,8 @@ def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(buil
     decoder = open_paged(built, tmp_path, "bfloat16", "int8").decoder(4, 48)
     taken = []
     for name in ("_steps", "_prompts"):
-        run = getattr(decoder, name)
-        request = Recording(run.request, lambda name=name: taken.append(name))
-        monkeypatch.setattr(decoder, name, run._replace(request=request))
+        runs = getattr(decoder, name)
+        monkeypatch.setattr(runs, "run", Recording(runs.run, lambda name=name: taken.append(name)))
     cache = KVCache(decoder)
     for counts in ([8], [7], [7, 7, 7], [1, 9, 1]):
         new = normal(len(counts), max(counts), built.spec.language.hidden_size)
@@ -185,17 +184,14 @@ def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(buil
 
 
 class Recording:
-    """A request that says when it is run."""
+    """A function that says when it is called."""
 
-    def __init__(self, request, said):
-        self._request, self._said = request, said
+    def __init__(self, function, said):
+        self._function, self._said = function, said
 
-    def __getattr__(self, name):
-        return getattr(self._request, name)
-
-    def infer(self):
+    def __call__(self, *given):
         self._said()
-        return self._request.infer()
+        return self._function(*given)
 
 
 @pytest.mark.parametrize(
