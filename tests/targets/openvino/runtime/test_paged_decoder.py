@@ -32,10 +32,11 @@ def paged_decoder():
     return importlib.import_module(MODULE)
 
 
-def open_paged(built: Built, folder, matmul="float32", int4_inputs=None):
+def open_paged(built: Built, folder, matmul="float32", int4_inputs=None, change=lambda model: None):
     from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
 
     model = ir.load(built.graphs / f"{DECODER}.onnx")
+    change(model)
     write_paged_decoder(model, built.graphs, OpenVinoConfig(matmul=matmul, int4_inputs=int4_inputs), folder)
     return OpenVinoEngine(folder, built.folder, built.spec.sizes)
 
@@ -63,6 +64,27 @@ def test_ragged_batches_follow_the_reference(built, paged, lengths):
     prompts_SE = prompts(built.spec, lengths)
     steps = [normal(len(lengths), 1, built.spec.language.hidden_size) for _ in range(6)]
     ours = walk(paged, prompts_SE, steps)
+    for found, wanted in zip(ours, walk(built.reference, prompts_SE, steps), strict=True):
+        assert_close(found, wanted)
+
+
+def test_heads_that_do_not_come_of_a_projection_at_once_follow_it_too(built, tmp_path):
+    def change(model):
+        def put_between(node, index):
+            between = ir.node("Identity", [node.inputs[index]])
+            model.graph.insert_before(node, between)
+            node.replace_input_with(index, between.outputs[0])
+
+        for attention in [each for each in model.graph if each.op_type == "Attention" and len(each.inputs) == 7]:
+            query, (key, value) = attention.inputs[0].producer(), (each.producer() for each in attention.inputs[1:3])
+            assert (query.op_type, value.inputs[1].producer().op_type) == ("RotaryEmbedding", "Transpose")
+            put_between(query, 0)  # its heads are transposed before
+            put_between(key, 1)  # its heads are rotated before
+            put_between(value.inputs[1].producer(), 0)  # its heads are split before
+
+    prompts_SE = prompts(built.spec, [12, 3, 7])
+    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(3)]
+    ours = walk(open_paged(built, tmp_path, change=change), prompts_SE, steps)
     for found, wanted in zip(ours, walk(built.reference, prompts_SE, steps), strict=True):
         assert_close(found, wanted)
 
