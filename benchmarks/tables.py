@@ -267,8 +267,8 @@ AFTER_512 = {
 """Of weights: title, ours, genai."""
 
 
-def after_512(folder: Path, quantity: str, variants: Iterable[str] = AFTER_512) -> list[Column]:
-    """Ours and genai behind 512 tokens of text."""
+def after_512(folder: Path, quantity: str, variants: Iterable[str]) -> list[Column]:
+    """Ours and genai behind 512 tokens of text, of some of `AFTER_512`."""
     columns = []
     for variant in variants:
         title, ours, peer = AFTER_512[variant]
@@ -302,9 +302,9 @@ def decode_behind_images(folder: Path) -> list[Column]:
 
 def decode(folder: Path) -> list[Column]:
     """Tokens/s after the first token."""
-    short = long(folder, "int4", "text, {} tokens, heads in 4 bits", "decode_tokens_per_s")[:1]
-    columns = [*decode_behind_images(folder), *after_512(folder, "decode_tokens_per_s"), *short]
-    return [*columns, *eight_layers(folder, "decode")]
+    texts = long(folder, "int4", "text, {} tokens, heads in 4 bits", "decode_tokens_per_s")[:2]
+    float32 = after_512(folder, "decode_tokens_per_s", ["fp32"])
+    return [*decode_behind_images(folder), *texts, *float32, *eight_layers(folder, "decode")]
 
 
 def image(folder: Path, names: Mapping[str, str] = TOWER) -> list[Column]:
@@ -337,7 +337,9 @@ def answer_about_images(folder: Path) -> list[Column]:
 
 def answer(folder: Path) -> list[Column]:
     """The inverse of the times to the first and to the last token."""
-    return [*answer_about_images(folder), *after_512(folder, "prefill_tokens_per_s"), *eight_layers(folder, "prefill")]
+    text = long(folder, "int4", "text, {} tokens, heads in 4 bits", "prefill_tokens_per_s")[:1]
+    float32 = after_512(folder, "prefill_tokens_per_s", ["fp32"])
+    return [*answer_about_images(folder), *text, *float32, *eight_layers(folder, "prefill")]
 
 
 def contexts(folder: Path) -> list[Column]:

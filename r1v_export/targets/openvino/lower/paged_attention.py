@@ -19,8 +19,8 @@ from r1v_export.targets.openvino.lower.attention_layer import (
 )
 
 _BATCH = 1
-_SWAPPED = [0, 2, 1, 3]
-"""Heads before tokens, or tokens before heads."""
+_SWAP = 0, 2, 1, 3
+"""Of tokens and heads."""
 
 
 class PagedAttention(ir.passes.InPlacePass):
@@ -38,11 +38,10 @@ class PagedAttention(ir.passes.InPlacePass):
         layers = attention_nodes(graph)
         if not layers:
             return ir.passes.PassResult(model, modified=False)
-        positions = _positions_by_token(graph)
         table = [_add_input(graph, name, ir.DataType.INT32, [None] * rank) for name, rank in BLOCK_TABLE.items()]
         for attention, names in zip(layers, pool_pairs(len(layers)), strict=True):
             pools = [_add_input(graph, name, ir.DataType.FLOAT, [None] * 4) for name in names]
-            _replace(graph, attention, AttentionLayer.of(attention), positions, pools, table)
+            _replace(graph, attention, AttentionLayer.of(attention), pools, table)
         del graph.outputs[1:]
         for name in ("Attention", "TensorScatter"):
             remove_unused(graph, name)
@@ -53,53 +52,48 @@ class PagedAttention(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _positions_by_token(graph: ir.Graph) -> ir.Value:
-    """`position_ids` as [T, 1]."""
-    make = Maker(graph, before=graph[0], prefix="paged_attention")
-    return make("Reshape", [input_named(graph, contract.POSITION_IDS), make.int64([-1, 1])])
-
-
 def _replace(
-    graph: ir.Graph,
-    attention: ir.Node,
-    layer: AttentionLayer,
-    positions: ir.Value,
-    pools: list[ir.Value],
-    table: list[ir.Value],
+    graph: ir.Graph, attention: ir.Node, layer: AttentionLayer, pools: list[ir.Value], table: list[ir.Value]
 ) -> None:
     make = Maker(graph, before=attention, prefix=f"{attention.name}")
     heads, kv_heads, head_dim = (size_of(layer.query, 1), size_of(layer.past_key, 1), size_of(layer.past_key, 3))
 
     def flat(value: ir.Value, count: int) -> ir.Value:
-        """[1, heads, T, D] -> [T, heads * D], rotated where it is: each token as a batch of its own needs no transpose
-        for it."""
+        """[1, heads, T, D] -> [T, heads * D]. Where a RotaryEmbedding made it, another one takes its place, to which
+        each token is a batch of its own: so nothing is transposed."""
         rotary = value.producer()
         if rotary is None or rotary.op_type != "RotaryEmbedding":
             by_token = _by_token(make, value)
         else:
-            by_token = make("Reshape", [_by_token(make, input_of(rotary, 0)), make.int64([-1, count, 1, head_dim])])
-            tables = [input_of(rotary, index) for index in (1, 2)]
-            by_token = make("RotaryEmbedding", [by_token, *tables, positions], dict(rotary.attributes))
+            unrotated, *tables, positions = (input_of(rotary, index) for index in range(4))
+            heads_of_token = make("Reshape", [_by_token(make, unrotated), make.int64([-1, count, 1, head_dim])])
+            position_of_token = make("Reshape", [positions, make.int64([-1, 1])])
+            inputs = [heads_of_token, *tables, position_of_token]
+            by_token = make("RotaryEmbedding", inputs, dict(rotary.attributes))
         return make("Reshape", [by_token, make.int64([-1, count * head_dim])])
 
     new = [flat(layer.query, heads), flat(layer.new_key, kv_heads), flat(layer.new_value, kv_heads)]
     sizes = {"kv_heads": kv_heads, "head_dim": head_dim}
     attended = make(PAGED_ATTENTION, [*new, *pools, *table], sizes, domain=DOMAIN)
     by_head = make("Reshape", [attended, make.int64([_BATCH, -1, heads, head_dim])])
-    result = make("Transpose", [by_head], {"perm": _SWAPPED})
+    result = make("Transpose", [by_head], {"perm": _SWAP})
     old = attention.outputs[0]
     result.shape, result.type = shape_of(old), old.type
     ir.convenience.replace_all_uses_with(old, result)
 
 
 def _by_token(make: Maker, by_head: ir.Value) -> ir.Value:
-    """[1, heads, T, D] with tokens before heads, which it had where a projection made it."""
+    """The numbers of [1, heads, T, D] in the order [1, T, heads, D], which is that of the projection before."""
     transpose = by_head.producer()
-    if transpose is None or transpose.op_type != "Transpose" or list(transpose.attributes.get_ints("perm")) != _SWAPPED:
-        return make("Transpose", [by_head], {"perm": _SWAPPED})
+    if transpose is None or transpose.op_type != "Transpose" or _order(transpose) != _SWAP:
+        return make("Transpose", [by_head], {"perm": _SWAP})
     by_token = input_of(transpose, 0)
     split = by_token.producer()
     return input_of(split, 0) if split is not None and split.op_type == "Reshape" else by_token
+
+
+def _order(transpose: ir.Node) -> tuple[int, ...]:
+    return tuple(transpose.attributes.get_ints("perm", ()))
 
 
 def _add_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: list[None]) -> ir.Value:

@@ -45,7 +45,7 @@ class Compiled(NamedTuple):
 
     model: ov.CompiledModel
     weights: HeldWeights
-    """The mapped files, and matrices that were rounded."""
+    """The mapped files, and matrices that were rounded or merged."""
 
 
 @kept_signal_stack()
@@ -91,8 +91,8 @@ def compile_graph(
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         if int8:
             let_what_follows_products_be_bfloat16(model)
-        if graph == contract.DECODER and products == "f32":
-            # In bfloat16 OpenVINO has fusions of its own, and prompts gain nothing.
+        if graph == contract.DECODER and file.steps_in_8_bits and products == "f32":
+            # The graph for prompts, in bfloat16, gains nothing, and OpenVINO fuses some of its products itself.
             weights.arrays += merge_small_products(model)
         begun()
         compiled = ov.Core().compile_model(model, _DEVICE, properties)

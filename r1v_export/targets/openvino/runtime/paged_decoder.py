@@ -33,8 +33,8 @@ BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
 
 
-class Runs:
-    """A graph's runs on one decoder's pools, which are to be bound first."""
+class BoundGraph:
+    """A graph on one decoder's pools, which are to be bound first."""
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled, self._request = compiled, compiled.model.create_infer_request()
@@ -48,14 +48,17 @@ class Runs:
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Logits [1, W, V], valid until the next run.
 
+        Args:
+            inputs: all but the pools; arrays that later runs may overwrite.
+
         Raises:
             GraphError: OpenVINO fails.
         """
         with self._compiled.weights.packing(), naming(contract.DECODER, inputs):
             for name, array in inputs.items():
                 bound = self._inputs.get(name)
-                if bound is not None and bound.shape == array.shape:
-                    bound[...] = array  # to bind another tensor takes ten times as long
+                if bound is not None and (bound.shape, bound.dtype) == (array.shape, array.dtype):
+                    bound[...] = array  # of a step, in a tenth of the time of binding another tensor
                 else:
                     self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
                     self._inputs[name] = array
@@ -90,8 +93,8 @@ class PagedDecoder:
     ) -> None:
         self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
         self.on_decoding = on_decoding
-        self._steps = Runs(steps)
-        self._prompts = self._steps if prompts is steps else Runs(prompts)
+        self._steps = BoundGraph(steps)
+        self._prompts = self._steps if prompts is steps else BoundGraph(prompts)
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
         self._row_blocks = 0
@@ -165,8 +168,8 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        runs = self._prompts if new_B.max() >= PROMPT_TOKENS else self._steps
-        logits_BPV: np.ndarray = runs.run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
+        graph = self._prompts if new_B.max() >= PROMPT_TOKENS else self._steps
+        logits_BPV: np.ndarray = graph.run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
@@ -185,8 +188,8 @@ class PagedDecoder:
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
             self._pools[name] = new
-            for runs in (self._steps, self._prompts):
-                runs.bind(name, tensor)
+            for graph in (self._steps, self._prompts):
+                graph.bind(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)
 
     def _parts(self, pool: np.ndarray) -> np.ndarray:

@@ -68,25 +68,16 @@ def test_ragged_batches_follow_the_reference(built, paged, lengths):
         assert_close(found, wanted)
 
 
-def test_heads_that_do_not_come_of_a_projection_at_once_follow_it_too(built, tmp_path):
-    def change(model):
-        def put_between(node, index):
-            between = ir.node("Identity", [node.inputs[index]])
-            model.graph.insert_before(node, between)
-            node.replace_input_with(index, between.outputs[0])
-
-        for attention in [each for each in model.graph if each.op_type == "Attention" and len(each.inputs) == 7]:
-            query, (key, value) = attention.inputs[0].producer(), (each.producer() for each in attention.inputs[1:3])
-            assert (query.op_type, value.inputs[1].producer().op_type) == ("RotaryEmbedding", "Transpose")
-            put_between(query, 0)  # its heads are transposed before
-            put_between(key, 1)  # its heads are rotated before
-            put_between(value.inputs[1].producer(), 0)  # its heads are split before
-
-    prompts_SE = prompts(built.spec, [12, 3, 7])
-    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(3)]
-    ours = walk(open_paged(built, tmp_path, change=change), prompts_SE, steps)
-    for found, wanted in zip(ours, walk(built.reference, prompts_SE, steps), strict=True):
-        assert_close(found, wanted)
+def test_inputs_of_the_same_shapes_are_bound_once(built, paged, monkeypatch):
+    decoder = paged.decoder(3, 48)
+    graph, hidden = decoder._steps, built.spec.language.hidden_size
+    bound, cache, counts = [], KVCache(decoder), []
+    monkeypatch.setattr(graph._request, "set_tensor", Recording(graph._request.set_tensor, lambda: bound.append(1)))
+    for rows in ([3, 3, 3], [1, 1, 1], [1, 1, 1], [2, 1, 1], [1, 1, 1]):
+        before = len(bound)
+        cache.append(normal(3, max(rows), hidden), np.array(rows))
+        counts.append(len(bound) > before)
+    assert counts == [True, True, False, True, True]
 
 
 def test_in_bfloat16_it_follows_the_reference_in_half_the_memory(built, tmp_path):
