@@ -85,9 +85,9 @@ def all_results(what: str, script: str, folder: Path = RESULTS) -> list[Results]
     return [Results(path, script, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
-def newest(what: str, script: str, folder: Path = RESULTS) -> Results:
-    """The newest file of a name."""
-    return all_results(what, script, folder)[-1]
+def newest(what: str, script: str, folder: Path = RESULTS, part: str | None = None) -> Results:
+    """The newest file of a name, of those that have a part where their scripts can measure one alone."""
+    return [each for each in all_results(what, script, folder) if part is None or each.content.get(part)][-1]
 
 
 def newest_by_key(what: str, script: str, key: str, folder: Path = RESULTS) -> dict[str, Results]:

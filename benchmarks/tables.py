@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 from measure import RESULTS
-from page_tables import DOCS, Column, Results, all_results, comparison, filled, newest, newest_by_key
+from page_tables import DOCS, Column, Results, comparison, filled, newest, newest_by_key
 from tables_detail import DETAILS
 
 INT4, INT8, FLOAT32 = "ours, int4", "ours, int8", "ours, float32"
@@ -149,19 +149,15 @@ START = {
     "llama.cpp Q4_0": LLAMA,
 }
 
-_TORCH_S_BFLOAT16 = (
-    "Readings of PyTorch in bfloat16 differ by up to two times within a run on this virtual machine, those of ours by "
-    "1.5 times: a few hundredths here are no order."
-)
 _ONE_ROW = (
-    "By its own counters, OpenVINO, which decodes ours by default where it was compared, for the sake of prompts and of "
-    "several rows, spends 3 to 4 of 20 ms in its attention operator and between operators, however short the context."
+    "OpenVINO decodes ours by default where it was compared, for the sake of prompts and of several rows. By its own "
+    "counters it spends 3 to 4 of 20 ms in its attention operator and between operators, however short the context."
 )
+_HEADED = "A head in 4 bits; ours has it in the row of that name. What is left between the two was not looked into."
 Causes = Mapping[str, Mapping[str, str]]
 CAUSES: dict[str, dict[str, str]] = {
     "decode": {GENAI: _ONE_ROW},
     "contexts": {GENAI: _ONE_ROW},
-    "image": {TORCH_COMPILED_BF16: _TORCH_S_BFLOAT16},
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
         "times as long.",
@@ -172,12 +168,8 @@ CAUSES: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             (GENAI, GENAI_EXACT), "With AMX ours holds the decoder's weights twice, once more for prompts."
         ),
-        LLAMA: "Until 2026-11-30 our weights were brought into their kernels' layouts by all threads, and pages of "
-        "their file given up when all were done.",
-        GENAI_HEADED: "It brings weights into their kernels' layouts one after another, and gives up the pages of "
-        "each; ours did so by all threads until 2026-11-30. A head in 4 bits; ours has it in the row of that name.",
+        GENAI_HEADED: _HEADED,
     },
-    "start": {GENAI_HEADED: "A head in 4 bits, no default of ours; the row of that name has it, and is slower, too."},
 }
 """Why a system is ahead of ours, by table and system."""
 _SAME_KERNELS = (
@@ -190,10 +182,7 @@ _OTHER_READINGS = (
 )
 AVX2_CAUSES: Causes = {
     "contexts": {GENAI: f"{_SAME_KERNELS} {_OTHER_READINGS}", GENAI_EXACT: _SAME_KERNELS},
-    "memory": {
-        GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name. What is left between the two was not "
-        "looked into.",
-    },
+    "memory": {GENAI_HEADED: _HEADED},
 }
 """Likewise on processors that have no AVX-512."""
 
@@ -281,8 +270,7 @@ def after_512(folder: Path, quantity: str, variants: Iterable[str]) -> list[Colu
 
 def eight_layers(folder: Path, part: str) -> list[Column]:
     """ONNX Runtime and OpenVINO, 8 of the language model's 24 layers in float32."""
-    engines = all_results("openvino-engine*", "openvino_engine.py", folder)
-    results = [each for each in engines if each.content.get("decoder")][-1]
+    results = newest("openvino-engine*", "openvino_engine.py", folder, "decoder")
     (found,) = results["decoder"]
     values = {label: found[part][name]["per_s"]["median"] for name, label in DECODER.items()}
     title = f"text, {found['prompt']} tokens, float32, {results['language_layers']} layers"
@@ -385,7 +373,7 @@ def libr1v_cases(results: Results) -> list[tuple[str, str, dict[str, str]]]:
 
 def memory_of_run(folder: Path) -> Column:
     """The most that a process of `run` had resident, GB."""
-    results = newest("start-up", "start_up.py", folder)
+    results = newest("start-up", "start_up.py", folder, "first_token")
     peaks = {name: found["peak_mb"] / 1e3 for name, found in results["first_token"]["medians"].items()}
     return Column("`run`, to its first token", results, renamed(START, peaks), INT4, results["turns"], True)
 
@@ -412,7 +400,7 @@ def memory(folder: Path) -> list[Column]:
 
 def start_of_run(folder: Path) -> list[Column]:
     """The inverse of times from the start of a process of `run` to its first token."""
-    results = newest("start-up", "start_up.py", folder)
+    results = newest("start-up", "start_up.py", folder, "first_token")
     medians = results["first_token"]["medians"]
     return [
         Column(title, results, renamed(START, {n: 1 / m[quantity] for n, m in medians.items()}), INT4, results["turns"])

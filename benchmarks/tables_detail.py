@@ -25,7 +25,7 @@ def with_digits(value: float, digits: int = 2) -> str:
 
 def open_slice(folder: Path) -> str:
     """Opening a decoder layer of the 38B's width over one read of its bytes."""
-    results = newest("start-up", "start_up.py", folder)
+    results = newest("start-up", "start_up.py", folder, "slice")
     rows = [[case, with_digits(found["open_over_read"], 1)] for case, found in results["slice"].items()]
     return sourced(results, ["what an earlier process prepared; the files", "opening / one read"], rows)
 
