@@ -84,6 +84,14 @@ def test_the_total_of_a_count_is_read_and_its_absence_is_an_error() -> None:
         ratchet.parse_total("events: Ir\n")
 
 
+def test_measured_processes_keep_the_bytecode_of_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("OTHER", "kept")
+    environment = ratchet.environment(threads=3)
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+    assert (environment["OTHER"], environment["OMP_NUM_THREADS"]) == ("kept", "3")
+
+
 def test_every_committed_path_is_one_that_is_measured() -> None:
     committed, tools = ratchet.read(ratchet.COMMITTED)
     counted = [name for names in ratchet.COUNTED.values() for name in names]
