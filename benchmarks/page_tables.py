@@ -70,24 +70,27 @@ def _readings(content: Any, name: str) -> Iterator[Any]:
             yield from _readings(value, name)
 
 
-def all_results(what: str, script: str, folder: Path = RESULTS) -> list[Results]:
+def all_results(what: str, script: str, folder: Path = RESULTS, part: str | None = None) -> list[Results]:
     """Every `<date>-<what>.json`, the newest last.
 
     Args:
         what: may end in `*`, for runs of a part that have a name of their own.
+        part: what files must have, where the script can measure parts alone.
 
     Raises:
         FileNotFoundError: there is none.
     """
     paths = sorted(folder.glob(f"????-??-??-{what}.json"), key=lambda path: path.stem)
-    if not paths:
-        raise FileNotFoundError(f"{folder} has no results named <date>-{what}.json: run benchmarks/{script}")
-    return [Results(path, script, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    every = [Results(path, script, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    if not (found := [each for each in every if part is None or each.content.get(part)]):
+        having = f" with {part}" if part else ""
+        raise FileNotFoundError(f"{folder} has no results named <date>-{what}.json{having}: run benchmarks/{script}")
+    return found
 
 
 def newest(what: str, script: str, folder: Path = RESULTS, part: str | None = None) -> Results:
-    """The newest file of a name, of those that have a part where their scripts can measure one alone."""
-    return [each for each in all_results(what, script, folder) if part is None or each.content.get(part)][-1]
+    """The newest file of `all_results`."""
+    return all_results(what, script, folder, part)[-1]
 
 
 def newest_by_key(what: str, script: str, key: str, folder: Path = RESULTS) -> dict[str, Results]:

@@ -1,4 +1,4 @@
-"""Names, shapes, types and inputs of a graph, which `onnx_ir` declares as optional."""
+"""Names, shapes, types, inputs and makers of a graph's values, which `onnx_ir` declares as optional."""
 
 from __future__ import annotations
 
@@ -82,3 +82,23 @@ def graph_of(node: ir.Node) -> ir.Graph:
 def is_initializer(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether an input is there and is an initializer of the graph."""
     return value is not None and value.is_initializer()
+
+
+def maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes `value`, if it is of this operator."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node:
+    """The node that makes `value`.
+
+    Raises:
+        PreconditionError: it is not of the operator expected.
+    """
+    node = maker(value, op_type)
+    if node is None:
+        other = None if value is None else value.producer()
+        found = "an input or initializer" if other is None else other.op_type
+        raise ir.passes.PreconditionError(f"{value and value.name}: expected to come from {op_type}, not {found}")
+    return node

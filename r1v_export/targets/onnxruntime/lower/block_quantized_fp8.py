@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of, size_of
-from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, is_weight, maker, replace_node
+from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, maker, name_of, shape_of, size_of
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, is_weight, replace_node
 
 _FP8 = ir.DataType.FLOAT8E4M3FN
 

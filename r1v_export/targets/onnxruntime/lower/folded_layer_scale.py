@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, is_initializer
-from r1v_export.targets.onnxruntime.lower.pattern import maker, replace_node
+from r1v_export.exporters.graph_values import graph_of, is_initializer, maker
+from r1v_export.targets.onnxruntime.lower.pattern import replace_node
 
 
 class FoldedLayerScale(ir.passes.InPlacePass):

@@ -8,15 +8,8 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from r1v_export.contract import CACHE_LENGTH
-from r1v_export.exporters.graph_values import dtype_of, input_of, size_of
-from r1v_export.targets.onnxruntime.lower.pattern import (
-    MICROSOFT,
-    after_heads,
-    before_heads,
-    maker,
-    producer,
-    replace_node,
-)
+from r1v_export.exporters.graph_values import dtype_of, input_of, maker, producer, size_of
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, after_heads, before_heads, replace_node
 
 _NO_OTHERS = (None, None, None)
 """position_ids, attention_bias and head_sink, which stand before the scales of a cache."""

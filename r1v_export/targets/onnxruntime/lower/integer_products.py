@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, name_of, shape_of
-from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, constant, is_weight, maker, replace_node
+from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, maker, name_of, shape_of
+from r1v_export.targets.onnxruntime.lower.pattern import MICROSOFT, constant, is_weight, replace_node
 from r1v_export.targets.onnxruntime.rounding import MIDDLE
 
 _INT8, _UINT8 = ir.DataType.INT8, ir.DataType.UINT8

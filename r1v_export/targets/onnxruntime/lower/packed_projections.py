@@ -6,8 +6,16 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import dtype_of, graph_of, input_of, is_initializer, name_of, shape_of
-from r1v_export.targets.onnxruntime.lower.pattern import maker, producer
+from r1v_export.exporters.graph_values import (
+    dtype_of,
+    graph_of,
+    input_of,
+    is_initializer,
+    maker,
+    name_of,
+    producer,
+    shape_of,
+)
 
 _FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
 _COLUMNS = 1

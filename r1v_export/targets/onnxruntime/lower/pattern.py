@@ -7,30 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, shape_of
+from r1v_export.exporters.graph_values import graph_of, input_of, is_initializer, producer, shape_of
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's contrib operators."""
-
-
-def maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that makes `value`, if it is of this operator."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
-
-
-def producer(value: ir.Value | None, op_type: str) -> ir.Node:
-    """The node that makes `value`.
-
-    Raises:
-        PreconditionError: it is not of the operator expected.
-    """
-    node = maker(value, op_type)
-    if node is None:
-        other = None if value is None else value.producer()
-        found = "an input or initializer" if other is None else other.op_type
-        raise ir.passes.PreconditionError(f"{value and value.name}: expected to come from {op_type}, not {found}")
-    return node
 
 
 def is_weight(dequantize: ir.Node, dtype: ir.DataType) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import graph_of, is_initializer
-from r1v_export.targets.onnxruntime.lower.pattern import maker, producer, replace_node
+from r1v_export.exporters.graph_values import graph_of, is_initializer, maker, producer
+from r1v_export.targets.onnxruntime.lower.pattern import replace_node
 
 _PARTS = 3
 

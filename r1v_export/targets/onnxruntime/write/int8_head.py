@@ -12,9 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from r1v_export import contract
-from r1v_export.exporters.graph_values import graph_of, is_initializer, name_of, size_of
+from r1v_export.exporters.graph_values import graph_of, is_initializer, maker, name_of, size_of
 from r1v_export.targets.onnxruntime.head_file import HEAD_DATA, group_size, scales_at
-from r1v_export.targets.onnxruntime.lower.pattern import maker
 from r1v_export.targets.onnxruntime.write.rounded_weights import content_of, in_file, write_rounded
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from r1v_export.exporters.graph_values import input_of
+from r1v_export.exporters.graph_values import input_of, producer
 
 
 class AttentionLayer(NamedTuple):
@@ -29,7 +29,7 @@ class AttentionLayer(NamedTuple):
         """
         if set(attention.attributes) != {"is_causal"}:
             raise ir.passes.PreconditionError(f"{attention.name}: attributes {sorted(attention.attributes)}")
-        scatters = [_scatter(input_of(attention, index)) for index in (1, 2)]
+        scatters = [producer(input_of(attention, index), "TensorScatter") for index in (1, 2)]
         parts = [input_of(scatter, index) for scatter in scatters for index in (0, 1)]
         return AttentionLayer(input_of(attention, 0), *parts)
 
@@ -81,14 +81,6 @@ class Maker:
     def _name(self, what: str) -> str:
         self._count += 1
         return f"{self._prefix}/{what}_{self._count}"
-
-
-def _scatter(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    if node is None or node.op_type != "TensorScatter":
-        found = "an input or initializer" if node is None else node.op_type
-        raise ir.passes.PreconditionError(f"{value.name}: expected to come from TensorScatter, not {found}")
-    return node
 
 
 def input_named(graph: ir.Graph, name: str) -> ir.Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from r1v_export import contract
-from r1v_export.exporters.graph_values import input_of, shape_of, size_of
+from r1v_export.exporters.graph_values import input_of, maker, shape_of, size_of
 from r1v_export.targets.openvino.boundary import BLOCK_TABLE, DOMAIN, PAGED_ATTENTION, pool_pairs
 from r1v_export.targets.openvino.lower.attention_layer import (
     AttentionLayer,
@@ -61,8 +61,8 @@ def _replace(
     def flat(value: ir.Value, count: int) -> ir.Value:
         """[1, heads, T, D] -> [T, heads * D]. Where a RotaryEmbedding made it, another one takes its place, to which
         each token is a batch of its own: so nothing is transposed."""
-        rotary = value.producer()
-        if rotary is None or rotary.op_type != "RotaryEmbedding":
+        rotary = maker(value, "RotaryEmbedding")
+        if rotary is None:
             by_token = _by_token(make, value)
         else:
             unrotated, *tables, positions = (input_of(rotary, index) for index in range(4))
@@ -84,16 +84,11 @@ def _replace(
 
 def _by_token(make: Maker, by_head: ir.Value) -> ir.Value:
     """The numbers of [1, heads, T, D] in the order [1, T, heads, D], which is that of the projection before."""
-    transpose = by_head.producer()
-    if transpose is None or transpose.op_type != "Transpose" or _order(transpose) != _SWAP:
+    transpose = maker(by_head, "Transpose")
+    if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _SWAP:
         return make("Transpose", [by_head], {"perm": _SWAP})
-    by_token = input_of(transpose, 0)
-    split = by_token.producer()
-    return input_of(split, 0) if split is not None and split.op_type == "Reshape" else by_token
-
-
-def _order(transpose: ir.Node) -> tuple[int, ...]:
-    return tuple(transpose.attributes.get_ints("perm", ()))
+    split = maker(transpose.inputs[0], "Reshape")
+    return input_of(transpose if split is None else split, 0)
 
 
 def _add_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: list[None]) -> ir.Value:
