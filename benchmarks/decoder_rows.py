@@ -2,6 +2,8 @@
 
 Both open the same INT4 bundle, such as that of `serving.py --prepare`, and take turns; embeddings are random. *16 rows,
 96 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
+Each step is of another number of tokens than the one before it; *again* is the same step once more, which is all that
+a decoder does as long as no row joins or leaves.
 
     PYTHONPATH=. python benchmarks/decoder_rows.py BUNDLE [--repeats 5]
 """
@@ -47,7 +49,7 @@ class Steps:
 
     def measure(self) -> dict[str, float]:
         steps: dict[str, Callable[[], None]] = {
-            **{f"{rows} rows": partial(self.decode, rows) for rows in ROWS},
+            **{f"{rows} rows{again}": partial(self.decode, rows) for rows in ROWS for again in ("", " again")},
             **{f"{tokens} tokens": partial(self.prompt, self.rows, tokens) for tokens in PROMPTS},
             f"16 rows, {PIECE} tokens": self.mixed,
             f"1 token behind {LONG}": partial(self.prompt, self.long, 1, LONG),
