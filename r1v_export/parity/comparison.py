@@ -108,7 +108,7 @@ def check(
     )
     with recording as magnitudes:
         comparator.compare_vocabulary()
-        results, first_batch = _compare_samples(comparator, samples, options.batch_size, on_progress)
+        results, first_batch = _compare_samples(comparator, samples, options, on_progress)
     boundaries, first_bad = judge(comparator.found.by_name, profile)
     if first_bad == "vision" and can_show_blocks and not options.blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
@@ -223,7 +223,7 @@ def require_one_model(reference: Engine | BlockwiseEngine, candidate: Engine | B
 def _compare_samples(
     comparator: BoundaryComparator,
     samples: Iterable[ParitySample],
-    batch_size: int,
+    options: CheckOptions,
     on_progress: ProgressCallback,
 ) -> tuple[list[SampleResult], list[ParitySample]]:
     """Compare every sample at every boundary. Returns the results and the first batch."""
@@ -231,8 +231,9 @@ def _compare_samples(
     results: list[SampleResult] = []
     first_batch: list[ParitySample] = []
     with_images = 0
-    while batch := list(islice(remaining, batch_size)):
-        first_batch = first_batch or batch
+    together = 1 if options.first_alone else options.batch_size
+    while batch := list(islice(remaining, together)):
+        first_batch, together = first_batch or batch, options.batch_size
         begun, count = len(results), max(length_hint(samples), len(results) + len(batch))
         of_batch = subrange(on_progress, begun / count, (begun + len(batch)) / count)
         for answers in comparator.compare_batch(batch, of_batch):

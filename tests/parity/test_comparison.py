@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from r1v_export.contract import Decoder
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
@@ -336,6 +337,20 @@ def test_batches_do_not_change_the_answers(reference: Endpoint, samples: list[Pa
         for size in (1, 2, 16)
     ]
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_first_sample_can_be_decoded_by_itself(reference: Endpoint, samples: list[ParitySample], monkeypatch):
+    batches, decoder = list[int](), type(reference.engine).decoder
+
+    def noting(engine: ReferenceEngine, batch: int, capacity: int) -> Decoder:
+        batches.append(batch)
+        return decoder(engine, batch, capacity)
+
+    monkeypatch.setattr(type(reference.engine), "decoder", noting)
+    for alone, expected in ((True, [1, 2]), (False, [2, 1])):
+        batches.clear()
+        compare(reference, reference, samples[:3], batch_size=2, first_alone=alone)
+        assert list(dict.fromkeys(batches)) == expected
 
 
 def test_a_question_without_a_image_is_compared_too(reference: Endpoint, damaged: Damaged):

@@ -201,7 +201,7 @@ def test_a_build_compares_another_decoder_where_it_can(
     pytest.importorskip("openvino")
     from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 
-    gate = ParityConfig(questions=1, max_new_tokens=2)
+    gate = ParityConfig(questions=2, max_new_tokens=2)
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
     in_tiles = "r1v_export.targets.openvino.target.has_bfloat16_tiles"
     monkeypatch.setattr(in_tiles, lambda: False)
@@ -222,15 +222,17 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert not report.exists()
     assert not chosen(without)
 
-    run, tokens = PagedDecoder.step, set[int]()
+    run, tokens, batches = PagedDecoder.step, set[int](), list[int]()
 
     def noting(self: PagedDecoder, embeds: np.ndarray, *others: np.ndarray) -> np.ndarray:
         tokens.add(embeds.shape[1])
+        batches.append(self.batch)
         return run(self, embeds, *others)
 
     monkeypatch.setattr(PagedDecoder, "step", noting)
     passed = built(None)
     assert max(tokens) >= OpenVinoTarget.prompt_tokens, "so long a prompt may have a graph of its own"
+    assert list(dict.fromkeys(batches)) == [1, 2], "a lone row may have one, too"
     assert passed.manifest.decoder_parity == {DECODER_PAIR: "passed"}
     found = read_report(report)
     assert (found.gate, found.profile) == ("decoder", "8-bit inputs")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,18 +28,11 @@ from r1v_export.targets.openvino.runtime.model import (
     compile_graph,
 )
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
-from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
+from r1v_export.targets.openvino.runtime.paged_decoder import Decoders, PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 from r1v_export.weights_memory import Settling
 
 _LOG = logging.getLogger(__name__)
-
-
-class Decoders(NamedTuple):
-    """The decoder's graph, and the one for prompts over a pool of blocks, which may be the same."""
-
-    steps: Compiled
-    prompts: Compiled
 
 
 class OpenVinoEngine:
@@ -71,6 +63,7 @@ class OpenVinoEngine:
         self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
         self._opening: Opening[Decoders] | None = None
+        self._decoders: Decoders | None = None
         self._settling = Settling(self._file.weights_bytes(contract.DECODER))
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -96,11 +89,31 @@ class OpenVinoEngine:
         """Begin to compile the decoder's graphs in a thread, and to pack their weights in another one behind it, if
         that was not done yet. Where the process is alone with its next step, nothing: it may fork, and OpenVINO, once
         in use, does not work in the forked process."""
-        if not alone and self._opening is None and "_decoders" not in vars(self):
+        if not alone and self._opening is None and self._decoders is None:
             self._opening = Opening(self._open_and_pack_decoders)
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        return self._over(self._decoders, batch, capacity, self._settling)
+        return self._over(self.decoders(several=batch > 1), batch, capacity, self._settling)
+
+    def decoders(self, several: bool) -> Decoders:
+        """The decoder's graphs, compiled if they are not yet.
+
+        Args:
+            several: whether steps are to take several rows, or several new tokens of one that are no prompt. Else there
+                may be a graph in their place that takes one new token, as long as nobody asks for more.
+
+        Raises:
+            BundleError: the graph or its weights are missing, or OpenVINO refuses them.
+        """
+        opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
+        if opening and opening.is_here:
+            self._decoders = opening.result()
+        if self._decoders is None:
+            self._decoders = self._open_decoders(several)
+        if self._decoders.one_token and several:
+            steps = self._compile_decoder(self.attention)
+            self._decoders = Decoders(steps, self._decoders.prompts)
+        return self._decoders
 
     def cache_limits(self) -> CacheLimits:
         sizes, attention = self.sizes, self.attention
@@ -144,23 +157,19 @@ class OpenVinoEngine:
     def _embed(self) -> Graph:
         return self._open(contract.EMBED)
 
-    @cached_property
-    def _decoders(self) -> Decoders:
-        opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
-        return opening.result() if opening and opening.is_here else self._open_decoders()
-
     def _open_and_pack_decoders(self, begun: Begun) -> Decoders:
-        decoders = self._open_decoders(begun)
+        decoders = self._open_decoders(several=True, begun=begun)
         Opening(partial(self._pack, decoders))
         return decoders
 
-    def _open_decoders(self, begun: Begun = lambda: None) -> Decoders:
+    def _open_decoders(self, several: bool, begun: Begun = lambda: None) -> Decoders:
         if self.attention_of_prompts is None:
-            compiled = self._compile_decoder(self.attention, begun)
+            compiled = self._compile_decoder(self.attention, begun=begun)
             return Decoders(compiled, compiled)
         # At the same time: compiling has work for one thread.
         prompts = Opening(partial(self._compile_decoder, self.attention_of_prompts))
-        return Decoders(self._compile_decoder(self.attention, begun), prompts.result())
+        steps = self._compile_decoder(self.attention, one_token=not several, begun=begun)
+        return Decoders(steps, prompts.result(), one_token=not several)
 
     def _pack(self, decoders: Decoders, begun: Begun) -> None:
         """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
@@ -183,11 +192,14 @@ class OpenVinoEngine:
         if self.attention is None:
             return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity, settling.begin)
         pools = getattr(ov.Type, self.attention.pools)
-        return PagedDecoder(*decoders, pools, self.sizes, batch, capacity, settling.begin)
+        for_several = partial(self.decoders, several=True)
+        return PagedDecoder(decoders, for_several, pools, self.sizes, batch, capacity, settling.begin)
 
-    def _compile_decoder(self, attention: Attention | None, begun: Begun = lambda: None) -> Compiled:
+    def _compile_decoder(
+        self, attention: Attention | None, begun: Begun = lambda: None, *, one_token: bool = False
+    ) -> Compiled:
         arguments = self.folder, self.bundle, contract.DECODER, self._file, self.threads
-        return compile_graph(*arguments, keep=self.keep, attention=attention, begun=begun)
+        return compile_graph(*arguments, keep=self.keep, attention=attention, one_token=one_token, begun=begun)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS

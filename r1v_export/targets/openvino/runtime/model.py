@@ -60,6 +60,7 @@ def compile_graph(
     int8: bool = False,
     keep: bool = False,
     attention: Attention | None = None,
+    one_token: bool = False,
     begun: Begun = lambda: None,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
@@ -73,6 +74,7 @@ def compile_graph(
         int8: round float32 weights of products, and their inputs, to 8 bits.
         keep: keep many rounded weights on disk, see `kept_weights`.
         attention: of a decoder over a pool of blocks.
+        one_token: let that decoder take one new token of one row, and nothing else.
         begun: called as soon as all else is read and OpenVINO compiles, which needs no lock of Python's.
 
     Raises:
@@ -82,6 +84,8 @@ def compile_graph(
     properties = session_properties(graph, file, threads, attention)
     try:
         model = _read(path, attention)
+        if one_token:
+            paged_attention.take_one_token(model)
         if graph == contract.VISION:
             attend_by_products(model)
         if outputs:

@@ -11,10 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from r1v_export import contract
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError
 from r1v_export.targets.graph_errors import shortened
-from r1v_export.targets.openvino.boundary import BLOCK_TABLE, DOMAIN, PAGED_ATTENTION
+from r1v_export.targets.openvino.boundary import (
+    BLOCK_INDICES_BEGINS,
+    BLOCK_TABLE,
+    DOMAIN,
+    PAGED_ATTENTION,
+    PAST_LENS,
+    SUBSEQUENCE_BEGINS,
+)
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
@@ -63,6 +71,14 @@ def let_pools_have_any_type(model: ov.Model) -> None:
         if parameter.friendly_name.startswith(("key_cache.", "value_cache.")):
             parameter.set_element_type(ov.Type.dynamic)
     model.validate_nodes_and_infer_types()
+
+
+def take_one_token(model: ov.Model) -> None:
+    """Let a decoder take one new token of one row alone. OpenVINO then knows nearly all shapes when it compiles, and
+    finds none in the run, which takes it 2 of 20 ms in a model of 0.5B."""
+    hidden = model.input(contract.INPUTS_EMBEDS).partial_shape[2]
+    of_tokens = {contract.INPUTS_EMBEDS: [1, 1, hidden], contract.POSITION_IDS: [1, 1], contract.LOGITS_INDEX: [1, 1]}
+    model.reshape({**of_tokens, PAST_LENS: [1], SUBSEQUENCE_BEGINS: [2], BLOCK_INDICES_BEGINS: [2]})
 
 
 @cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,16 @@ TOKENS_AT_ONCE = 512
 """New tokens from which on further rows go into another run: it bounds what activations take."""
 BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
+
+
+class Decoders(NamedTuple):
+    """The decoder's graphs."""
+
+    steps: Compiled
+    prompts: Compiled
+    """The one that computes rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
+    one_token: bool = False
+    """Whether that for steps takes one new token of one row, and nothing else."""
 
 
 class BoundGraph:
@@ -75,16 +85,16 @@ class PagedDecoder:
     rows change places without a copy.
 
     Args:
-        steps: the graph.
-        prompts: the one that computes rows of `PROMPT_TOKENS` new tokens or more, on the same pools; or the same.
+        decoders: the graphs, all on the same pools.
+        for_several: gives graphs whose steps take several tokens; called when there are such.
         pools: what the pools hold.
         on_decoding: called behind each step of one new token per row.
     """
 
     def __init__(
         self,
-        steps: Compiled,
-        prompts: Compiled,
+        decoders: Decoders,
+        for_several: Callable[[], Decoders],
         pools: ov.Type,
         sizes: Sizes,
         batch: int,
@@ -93,10 +103,12 @@ class PagedDecoder:
     ) -> None:
         self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
         self.on_decoding = on_decoding
-        self._steps = BoundGraph(steps)
-        self._prompts = self._steps if prompts is steps else BoundGraph(prompts)
+        self._steps, self._one_token, self._for_several = BoundGraph(decoders.steps), decoders.one_token, for_several
+        self._prompts = self._steps if decoders.prompts is decoders.steps else BoundGraph(decoders.prompts)
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
+        self._tensors: dict[str, ov.Tensor] = {}
+        """The pools, as graphs take them."""
         self._row_blocks = 0
         self._places_B = np.arange(0)
         """Of each row: its part of the pools."""
@@ -168,9 +180,20 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        graph = self._prompts if new_B.max() >= PROMPT_TOKENS else self._steps
+        graph = self._graph_of(len(new_B), int(new_B.max()), len(wanted))
         logits_BPV: np.ndarray = graph.run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
+
+    def _graph_of(self, rows: int, new: int, wanted: int) -> BoundGraph:
+        """What computes so many new tokens of so many rows, with logits of so many of them.
+
+        While steps take one token alone, a short prompt is a prompt; several logits of a row are those of drafts.
+        """
+        if self._one_token and (rows > 1 or wanted > 1):
+            self._steps, self._one_token = BoundGraph(self._for_several().steps), False
+            for name, tensor in self._tensors.items():
+                self._steps.bind(name, tensor)
+        return self._prompts if new >= PROMPT_TOKENS or (self._one_token and new > 1) else self._steps
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
@@ -187,7 +210,7 @@ class PagedDecoder:
                 begin, kept = row * blocks, min(count, blocks)
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
-            self._pools[name] = new
+            self._pools[name], self._tensors[name] = new, tensor
             for graph in (self._steps, self._prompts):
                 graph.bind(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)

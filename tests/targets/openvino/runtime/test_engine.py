@@ -146,9 +146,9 @@ def compiled_by(monkeypatch):
 
     threads, real = [], OpenVinoEngine._compile_decoder
 
-    def compile_decoder(*arguments):
+    def compile_decoder(*arguments, **options):
         threads.append(threading.current_thread().name)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(OpenVinoEngine, "_compile_decoder", compile_decoder)
     return threads

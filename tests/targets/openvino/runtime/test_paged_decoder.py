@@ -117,7 +117,7 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools are allocated anew under both graphs
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
-    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged._decoders]
+    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged.decoders(several=True)[:2]]
     assert hints == ["<Type: 'float32'>", "<Type: 'bfloat16'>"]
     prompts_SE = prompts(built.spec, [30, 3, 36])
     steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
@@ -137,9 +137,9 @@ def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path,
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
     paged.begin_decoder(alone)
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 20)
-    decoders, hidden = paged._decoders, built.spec.language.hidden_size
+    decoders, hidden = paged.decoders(several=False), built.spec.language.hidden_size
     wait_for_threads()
-    assert [each.weights.is_packed for each in decoders] == [not alone, not alone]
+    assert [each.weights.is_packed for each in decoders[:2]] == [not alone, not alone]
     prompts_SE, steps = prompts(built.spec, [30, 9]), [normal(2, 1, hidden)]
     (tmp_path / "not begun").mkdir()
     expected = walk(open_paged(built, tmp_path / "not begun", "bfloat16", "int8"), prompts_SE, steps)
@@ -155,7 +155,7 @@ def test_weights_that_cannot_be_packed_before_are_packed_by_the_first_request(pa
     with monkeypatch.context() as failing:
         failing.setattr(paged_decoder().PagedDecoder, "_run", fail)
         paged.begin_decoder(alone=False)
-        decoders = paged._decoders
+        decoders = paged.decoders(several=False)
         wait_for_threads()
     assert "not packed before the first request: The runtime fails" in caplog.text
     assert paged_decoder().PagedDecoder._run is run
@@ -194,6 +194,96 @@ def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(buil
         new = normal(len(counts), max(counts), built.spec.language.hidden_size)
         cache.append(new, np.array(counts))
     assert taken == ["_prompts", "_steps", "_steps", "_prompts"]
+
+
+def taken_by(decoder, monkeypatch):
+    """The graphs that a decoder runs from now on: what computes a token, several tokens, or a prompt."""
+    taken, graph_of = [], decoder._graph_of
+
+    def noting(*counts):
+        graph = graph_of(*counts)
+        step = "token" if decoder._one_token else "steps"
+        taken.append("prompt" if graph is decoder._prompts else step)
+        return graph
+
+    monkeypatch.setattr(decoder, "_graph_of", noting)
+    return taken
+
+
+def one_row_decoders(built, folder):
+    """A decoder of one row, and the reference."""
+    engine = open_paged(built, folder, "bfloat16", "int8")
+    return engine, engine.decoder(1, 64), built.reference.decoder(1, 64)
+
+
+def test_a_lone_row_has_a_graph_for_one_token_and_short_prompts_are_prompts(built, tmp_path, tiles, monkeypatch):
+    engine, ours, reference = one_row_decoders(built, tmp_path)
+    steps, taken = engine.decoders(several=False).steps.model, taken_by(ours, monkeypatch)
+    shapes = {name: steps.input(name).partial_shape.to_string() for name in (contract.INPUTS_EMBEDS, "past_lens")}
+    assert shapes == {contract.INPUTS_EMBEDS: f"[1,1,{built.spec.language.hidden_size}]", "past_lens": "[1]"}
+    caches = KVCache(ours), KVCache(reference)
+    for count in (20, 1, 1, 3, 1):
+        new = normal(1, count, built.spec.language.hidden_size)
+        found, wanted = (cache.append(new, np.array([count])) for cache in caches)
+        assert distances(found, wanted)[0] < 2e-2
+    assert taken == ["prompt", "token", "token", "prompt", "token"]
+
+
+def drafted(caches, hidden):
+    new = normal(1, 4, hidden)
+    return [cache.append_scored(new, np.array([4])) for cache in caches]
+
+
+def joined(caches, hidden):
+    for cache in caches:
+        cache.resize(2, 64)
+        cache.copy_row(0, 1, 9)
+    new = normal(2, 1, hidden)
+    return [cache.append(new, np.array([1, 1])) for cache in caches]
+
+
+@pytest.mark.parametrize("asked", [drafted, joined])
+def test_drafts_and_other_rows_have_the_graph_for_several_tokens_from_then_on(
+    built, tmp_path, tiles, monkeypatch, asked
+):
+    engine, ours, reference = one_row_decoders(built, tmp_path)
+    assert engine.decoders(several=False).one_token
+    taken, caches, hidden = (
+        taken_by(ours, monkeypatch),
+        (KVCache(ours), KVCache(reference)),
+        built.spec.language.hidden_size,
+    )
+    new = normal(1, 20, hidden)
+    for cache in caches:
+        cache.append(new, np.array([20]))
+    results = [asked(caches, hidden)]
+    for count in (1, 3):
+        new = normal(1, count, hidden)
+        results.append([cache.append(new, np.array([count])) for cache in caches])
+    assert taken == ["prompt", "steps", "steps", "steps"]
+    for found, wanted in results:
+        assert max(distances(found, wanted)) < 2e-2
+    assert not engine.decoders(several=False).one_token
+    assert taken_by_a_new_one(engine, hidden, monkeypatch) == ["steps"]
+
+
+def taken_by_a_new_one(engine, hidden, monkeypatch):
+    decoder = engine.decoder(1, 64)
+    taken = taken_by(decoder, monkeypatch)
+    KVCache(decoder).append(normal(1, 1, hidden), np.array([1]))
+    return taken
+
+
+def test_a_server_has_no_graph_for_one_token(built, tmp_path, tiles, monkeypatch):
+    engine = open_paged(built, tmp_path, "bfloat16", "int8")
+    engine.begin_decoder(alone=False)
+    assert taken_by_a_new_one(engine, built.spec.language.hidden_size, monkeypatch) == ["steps"]
+    wait_for_threads()
+
+
+def test_without_a_graph_for_prompts_there_is_none_for_one_token(built, paged, monkeypatch):
+    assert taken_by_a_new_one(paged, built.spec.language.hidden_size, monkeypatch) == ["prompt"]  # the only one
+    assert paged.decoders(several=False) == paged.decoders(several=True)
 
 
 class Recording:
