@@ -3,7 +3,7 @@
 Both open the same INT4 bundle, such as that of `serving.py --prepare`, and take turns; embeddings are random. *16 rows,
 96 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
 Each step is of another number of tokens than the one before it; *again* is the same step once more, which is all that
-a decoder does as long as no row joins or leaves.
+a decoder does as long as no row joins or leaves. *Alone* is what an engine has for one sequence.
 
     PYTHONPATH=. python benchmarks/decoder_rows.py BUNDLE [--repeats 5]
 """
@@ -21,6 +21,7 @@ from measure import interleaved, machine, ratio, write_results
 
 from r1v_export.contract import Decoder
 from r1v_export.runner.batching.engine_batch import PROMPT_TOKENS_WITH_OTHERS as PIECE
+from r1v_export.runner.kv_cache import open_cache
 from r1v_export.runner.open_runner import open_runner
 from r1v_export.targets.decoders import decoder_part
 from r1v_export.targets.openvino.engine_file import read_engine_file
@@ -28,6 +29,7 @@ from r1v_export.targets.openvino.engine_file import read_engine_file
 OURS, ALONE = "openvino", "onnxruntime"
 ROWS = (1, 2, 4, 8, 16, 32)
 PROMPTS = (64, 150, 300, 512)
+PROMPTS_ALONE = (8, 16, 32, 64)
 BEHIND = 200
 """Tokens that every row has when it is decoded."""
 LONG = 3584
@@ -38,19 +40,25 @@ class Steps:
     """One decoder's steps, by their names, in milliseconds."""
 
     def __init__(self, bundle: Path, target: str) -> None:
-        engine = open_runner(bundle, decoder_target=target, vision_target="onnxruntime").engine
+        engine, other = (
+            open_runner(bundle, decoder_target=target, vision_target="onnxruntime").engine for _ in range(2)
+        )
         random = np.random.default_rng(0)
         self.embeds_BSE = random.standard_normal((max(ROWS) + 1, 512, engine.sizes.hidden), dtype=np.float32) * 0.02
         self.rows = engine.decoder(max(ROWS) + 1, 576)
         self.long = engine.decoder(1, LONG + 512)
         for start in range(0, LONG, 512):
             self.prompt(self.long, 512, start)
+        self.alone = open_cache(other, 1, 576, one_sequence=True).decoder
+        self.prompt(self.alone, BEHIND)
         self.ragged = engine.cache_limits().ragged
 
     def measure(self) -> dict[str, float]:
         steps: dict[str, Callable[[], None]] = {
             **{f"{rows} rows{again}": partial(self.decode, rows) for rows in ROWS for again in ("", " again")},
             **{f"{tokens} tokens": partial(self.prompt, self.rows, tokens) for tokens in PROMPTS},
+            **{f"1 row alone{again}": partial(self.prompt, self.alone, 1, BEHIND) for again in ("", " again")},
+            **{f"{tokens} tokens alone": partial(self.prompt, self.alone, tokens) for tokens in PROMPTS_ALONE},
             f"16 rows, {PIECE} tokens": self.mixed,
             f"1 token behind {LONG}": partial(self.prompt, self.long, 1, LONG),
             f"512 tokens behind {LONG}": partial(self.prompt, self.long, 512, LONG),

@@ -84,7 +84,7 @@ def answers_of(engine: Engine) -> Job:
 
     import numpy as np
 
-    from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, embed_chosen, plan_capacity, prefill
+    from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, embed_chosen, open_cache, plan_capacity, prefill
 
     assert PREFILL_CHUNK == CHUNK
 
@@ -96,7 +96,7 @@ def answers_of(engine: Engine) -> Job:
         cache, had = kept.pop() if goes_on and kept and kept[0][1] < len(prompt) else (None, 0)
         kept.clear()
         if cache is None:
-            cache = KVCache(engine.decoder(1, capacity))
+            cache = open_cache(engine, 1, capacity, one_sequence=True)
         else:
             cache.truncate(0, had)
             cache.resize(1, capacity)

@@ -260,6 +260,16 @@ class VisionBlocks(Protocol):
 
 
 @runtime_checkable
+class DecodesOneSequence(Protocol):
+    """An engine with another decoder for one sequence, of which each step takes a prompt, or one token."""
+
+    def one_sequence_decoder(self, capacity: int) -> Decoder:
+        """Open a decoder for one sequence with an empty cache of `capacity` slots. Whatever else it is given it
+        computes as well, only more slowly, such as drafts or further rows."""
+        ...
+
+
+@runtime_checkable
 class BeginsDecoder(Protocol):
     """An engine that can open what decodes in a thread, while its process does something else."""
 

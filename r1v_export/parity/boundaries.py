@@ -22,7 +22,7 @@ from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import TensorStatistics, TokenStatistics, top1_margin
 from r1v_export.parity.samples import ParitySample
 from r1v_export.progress import ProgressCallback, ignore_progress, subrange
-from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, plan_capacity, prefill
+from r1v_export.runner.kv_cache import KVCache, embed_chosen, new_token_budget, open_cache, plan_capacity, prefill
 
 TILES_AT_ONCE = 8
 """Tiles per call of the vision graph; their features are dropped before the next call."""
@@ -61,6 +61,7 @@ class BoundaryComparator:
         blocks: also compare each ViT block; both engines then offer `vision_blocks`.
         max_new_tokens: longest answer.
         shares: of a batch's time.
+        one_sequence: a batch is one sample, decoded by what engines have for one sequence.
     """
 
     reference: Endpoint
@@ -68,6 +69,7 @@ class BoundaryComparator:
     blocks: bool = False
     max_new_tokens: int = 96
     shares: BatchShares = BatchShares()
+    one_sequence: bool = False
     found: BoundaryStatistics = field(default_factory=BoundaryStatistics)
 
     def compare_vocabulary(self) -> None:
@@ -194,7 +196,8 @@ class BoundaryComparator:
             len(prompt) + max_new_tokens for prompt, max_new_tokens in zip(prompts_SE, max_new_tokens, strict=True)
         )
         capacity = plan_capacity(longest, positions)
-        caches = [KVCache(engine.decoder(len(prompts_SE), capacity)) for engine in engines]
+        rows, one = len(prompts_SE), self.one_sequence
+        caches = [open_cache(engine, rows, capacity, one_sequence=one) for engine in engines]
         return GreedyAnswers(max_new_tokens, endpoint.stop_ids), caches
 
 

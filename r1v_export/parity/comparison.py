@@ -9,8 +9,9 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, islice
 from operator import length_hint
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -227,16 +228,16 @@ def _compare_samples(
     on_progress: ProgressCallback,
 ) -> tuple[list[SampleResult], list[ParitySample]]:
     """Compare every sample at every boundary. Returns the results and the first batch."""
-    remaining = iter(samples)
     results: list[SampleResult] = []
     first_batch: list[ParitySample] = []
     with_images = 0
-    together = 1 if options.first_alone else options.batch_size
-    while batch := list(islice(remaining, together)):
-        first_batch, together = first_batch or batch, options.batch_size
-        begun, count = len(results), max(length_hint(samples), len(results) + len(batch))
-        of_batch = subrange(on_progress, begun / count, (begun + len(batch)) / count)
-        for answers in comparator.compare_batch(batch, of_batch):
+    for batch in _batches(samples, options):
+        if not batch.one_sequence:
+            first_batch = first_batch or batch.samples
+        begun, count = len(results), max(length_hint(samples), len(results) + len(batch.samples))
+        of_batch = subrange(on_progress, begun / count, (begun + len(batch.samples)) / count)
+        of_these = replace(comparator, one_sequence=batch.one_sequence)  # the results stay the same object
+        for answers in of_these.compare_batch(batch.samples, of_batch):
             diverged = answers.reference != answers.candidate
             shown = len(results) < _WITH_IMAGES or (diverged and with_images < _WITH_IMAGES)
             with_images += diverged and shown
@@ -245,6 +246,23 @@ def _compare_samples(
     if not results:
         raise InputError("There is nothing to compare.", expected="at least one sample", found="none")
     return results, first_batch
+
+
+class _Batch(NamedTuple):
+    """Samples that are decoded together."""
+
+    samples: list[ParitySample]
+    one_sequence: bool = False
+
+
+def _batches(samples: Iterable[ParitySample], options: CheckOptions) -> Iterator[_Batch]:
+    """All samples, `options.batch_size` at a time; before them the first one by itself, if it is asked for."""
+    remaining = iter(samples)
+    if options.one_sequence and (first := next(remaining, None)):
+        yield _Batch([replace(first, name=f"{first.name}, alone")], one_sequence=True)
+        remaining = chain([first], remaining)
+    while batch := list(islice(remaining, options.batch_size)):
+        yield _Batch(batch)
 
 
 def judge(

@@ -44,8 +44,8 @@ class CheckOptions:
     """Longest greedy answer."""
     batch_size: int = 16
     """Samples decoded together."""
-    first_alone: bool = False
-    """Decode the first sample by itself, for engines that may compute a lone row in another way than several."""
+    one_sequence: bool = False
+    """Before the others, decode the first sample by what engines have for one sequence alone."""
     measure_latency: bool = False
     """Time each stage of both engines. The report is then not the same twice. For float16 or quantized inputs, the
     reference's times include recording how large its tensors become."""

@@ -50,7 +50,7 @@ def compare_decoder(
     alone = options if encoder is None else image_options(options, config, run, encoder)
     compute = max(alone.compute, decoder.compute, key=get_args(Compute).index)
     rounding = tuple(dict.fromkeys((*(alone.rounding or (run.target,)), decoder.name)))
-    of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding, first_alone=True)
+    of_pair = replace(alone, gate="decoder", compute=compute, rounding=rounding, one_sequence=True)
     asked = with_a_prompt_of(lending_target(decoder.name).prompt_tokens, samples, run.checkpoint.spec)
     try:
         return run.whole(asked, of_pair, on_progress, encoder, decoder)

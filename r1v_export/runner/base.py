@@ -131,6 +131,7 @@ class BaseRunner(PromptEncoder, ABC):
         """
         samplings = _one_each(sampling or default_sampling(self.generation_config), len(requests))
         cancel = cancel or threading.Event()
+        max_rows = min(max_rows, max(1, len(requests)))
         with self.open_batch(max_rows, draft_tokens=self.draft_tokens) as batch:
             yield from self.drive(batch, self.image_encoder(), requests, samplings, cancel, max_rows)
 

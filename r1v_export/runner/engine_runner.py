@@ -48,7 +48,7 @@ class EngineRunner(BaseRunner):
         prefill_chunk: int = PREFILL_CHUNK,
         draft_tokens: int = 0,
     ) -> EngineBatch:
-        rows = CacheRows(self.engine, self.max_positions, max_rows, cache_bytes, keep_prefixes)
+        rows = CacheRows(self.engine, self.max_positions, max_rows, cache_bytes, keep_prefixes, drafts=draft_tokens > 0)
         image_token_id, end_tag = self.pipeline.image_token_id, self.reasoning_end_ids()
         return EngineBatch(self.engine, image_token_id, rows, prefill_chunk, end_tag, draft_tokens)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1v_export.contract import Decoder, Engine
+from r1v_export.contract import Decoder, DecoderEngine, DecodesOneSequence, Engine
 from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.progress import ProgressCallback, ignore_progress
@@ -112,6 +112,17 @@ class KVCache:
         lengths_B[:kept] = np.minimum(self.lengths_B[:kept], capacity)
         self.decoder.resize(rows, capacity, lengths_B)
         self.lengths_B = lengths_B
+
+
+def open_cache(engine: DecoderEngine, rows: int, capacity: int, *, one_sequence: bool = False) -> KVCache:
+    """A decoder with an empty cache.
+
+    Args:
+        one_sequence: there will never be another row, nor drafts: engines may have a faster decoder for that.
+    """
+    if one_sequence and isinstance(engine, DecodesOneSequence):
+        return KVCache(engine.one_sequence_decoder(capacity))
+    return KVCache(engine.decoder(rows, capacity))
 
 
 def plan_capacity(tokens: int, max_positions: int) -> int:

@@ -12,6 +12,7 @@ from r1v_export.contract import (
     CacheLimits,
     Decoder,
     DecoderEngine,
+    DecodesOneSequence,
     Engine,
     VisionBlocks,
     VisionEngine,
@@ -83,6 +84,11 @@ class PairedEngine:
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
         return self.decoding.decoder(batch, capacity)
+
+    def one_sequence_decoder(self, capacity: int) -> Decoder:
+        if isinstance(self.decoding, DecodesOneSequence):
+            return self.decoding.one_sequence_decoder(capacity)
+        return self.decoding.decoder(1, capacity)
 
     def cache_limits(self) -> CacheLimits:
         return self.decoding.cache_limits()

@@ -339,18 +339,32 @@ def test_batches_do_not_change_the_answers(reference: Endpoint, samples: list[Pa
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_the_first_sample_can_be_decoded_by_itself(reference: Endpoint, samples: list[ParitySample], monkeypatch):
-    batches, decoder = list[int](), type(reference.engine).decoder
+def test_the_first_sample_can_be_decoded_as_one_sequence_too(
+    reference: Endpoint, samples: list[ParitySample], monkeypatch
+):
+    """By the decoder that an engine has for that, here a wrong one."""
 
-    def noting(engine: ReferenceEngine, batch: int, capacity: int) -> Decoder:
-        batches.append(batch)
-        return decoder(engine, batch, capacity)
+    class Sleepy:
+        def __getattr__(self, name: str):
+            return getattr(reference.engine, name)
 
-    monkeypatch.setattr(type(reference.engine), "decoder", noting)
-    for alone, expected in ((True, [1, 2]), (False, [2, 1])):
-        batches.clear()
-        compare(reference, reference, samples[:3], batch_size=2, first_alone=alone)
-        assert list(dict.fromkeys(batches)) == expected
+        def one_sequence_decoder(self, capacity: int) -> Decoder:
+            decoder = reference.engine.decoder(1, capacity)
+            step = decoder.step
+
+            def wrong(*arguments: np.ndarray) -> np.ndarray:
+                return np.roll(step(*arguments), 1, axis=-1)
+
+            monkeypatch.setattr(decoder, "step", wrong)
+            return decoder
+
+    sleepy = replace(reference, engine=Sleepy())
+    with_others = compare(reference, sleepy, samples[:3], batch_size=2)
+    assert with_others.first_bad is None
+    report = compare(reference, sleepy, samples[:3], batch_size=2, one_sequence=True)
+    assert report.first_bad == "prefill"
+    names = [each.name for each in samples[:3]]
+    assert [each.name for each in report.samples] == [f"{names[0]}, alone", *names]
 
 
 def test_a_question_without_a_image_is_compared_too(reference: Endpoint, damaged: Damaged):

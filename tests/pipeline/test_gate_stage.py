@@ -21,6 +21,7 @@ from r1v_export.targets.decoders import choose_decoder
 from r1v_export.targets.images import AUTO, choose, named_pair
 from r1v_export.targets.onnxruntime.runtime.engine import OnnxRuntimeEngine
 from r1v_export.targets.onnxruntime.target import OnnxRuntimeTarget
+from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.target import OpenVinoTarget
 
 PAIR = named_pair("onnxruntime", images="openvino")
@@ -201,7 +202,7 @@ def test_a_build_compares_another_decoder_where_it_can(
     pytest.importorskip("openvino")
     from r1v_export.targets.openvino.runtime.paged_decoder import PagedDecoder
 
-    gate = ParityConfig(questions=2, max_new_tokens=2)
+    gate = ParityConfig(questions=1, max_new_tokens=2)
     config = BuildConfig(model=str(tiny_model), precision="int4", recipe="int4-rtn", parity=gate)
     in_tiles = "r1v_export.targets.openvino.target.has_bfloat16_tiles"
     monkeypatch.setattr(in_tiles, lambda: False)
@@ -222,17 +223,20 @@ def test_a_build_compares_another_decoder_where_it_can(
     assert not report.exists()
     assert not chosen(without)
 
-    run, tokens, batches = PagedDecoder.step, set[int](), list[int]()
+    run, tokens, decoders = PagedDecoder.step, set[int](), set[tuple[int, bool]]()
+    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: True)
 
     def noting(self: PagedDecoder, embeds: np.ndarray, *others: np.ndarray) -> np.ndarray:
         tokens.add(embeds.shape[1])
-        batches.append(self.batch)
+        decoders.add((self.batch, self._one_token))
         return run(self, embeds, *others)
 
     monkeypatch.setattr(PagedDecoder, "step", noting)
     passed = built(None)
     assert max(tokens) >= OpenVinoTarget.prompt_tokens, "so long a prompt may have a graph of its own"
-    assert list(dict.fromkeys(batches)) == [1, 2], "a lone row may have one, too"
+    assert decoders == {(1, has_bfloat16()), (2, False)}, (
+        "one sequence has a graph of its own, and a server's is compared, too"
+    )
     assert passed.manifest.decoder_parity == {DECODER_PAIR: "passed"}
     found = read_report(report)
     assert (found.gate, found.profile) == ("decoder", "8-bit inputs")

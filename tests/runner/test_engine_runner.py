@@ -71,6 +71,20 @@ def test_more_requests_than_a_batch_holds_are_answered_in_order(runner, monkeypa
     assert [answer.token_ids for answer in runner.answers(REQUESTS, SHORT)] == expected
 
 
+@pytest.mark.parametrize(("count", "drafts", "opened"), [(1, 0, 1), (2, 0, 0), (1, 4, 0)])
+def test_one_request_without_drafts_is_decoded_as_one_sequence(runner, monkeypatch, count, drafts, opened):
+    asked = []
+
+    def one_sequence_decoder(engine, capacity):
+        asked.append(capacity)
+        return engine.decoder(1, capacity)
+
+    monkeypatch.setattr(type(runner.engine), "one_sequence_decoder", one_sequence_decoder, raising=False)
+    monkeypatch.setattr(runner, "draft_tokens", drafts)
+    assert len(runner.answers(REQUESTS[:count], SHORT)) == count
+    assert len(asked) == opened
+
+
 def test_the_events_of_a_request_add_up_to_its_answer(runner):
     sampling = Sampling(max_new_tokens=40, temperature=1.0, seed=2)
     events = list(runner.generate(REQUESTS, sampling))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from r1v_export.contract import BeginsDecoder
+from r1v_export.contract import BeginsDecoder, Decoder
 from r1v_export.reference.model import ReferenceEngine
 from r1v_export.runner.paired_engine import PairedEngine
 from tests.tiny_models import random_model, tiny_spec
@@ -87,3 +87,22 @@ def test_an_engine_that_cannot_begin_is_left_alone() -> None:
     engine = ReferenceEngine(random_model(tiny_spec()))
     assert not isinstance(engine, BeginsDecoder)
     PairedEngine(engine, "one engine").begin_decoder(alone=True)
+
+
+class OfOneSequence(ReferenceEngine):
+    """Has another decoder for one sequence."""
+
+    opened = 0
+
+    def one_sequence_decoder(self, capacity: int) -> Decoder:
+        self.opened += 1
+        return self.decoder(1, capacity)
+
+
+@pytest.mark.parametrize("cls", [ReferenceEngine, OfOneSequence])
+def test_one_sequence_is_decoded_by_what_the_engine_that_decodes_has_for_it(cls: type[ReferenceEngine]) -> None:
+    engine, other = OfOneSequence(random_model(tiny_spec())), cls(random_model(tiny_spec()))
+    pair = PairedEngine(engine, "two engines", open_decoder=lambda: other)
+    decoder = pair.one_sequence_decoder(8)
+    assert (decoder.batch, decoder.capacity) == (1, 8)
+    assert (engine.opened, getattr(other, "opened", None)) == (0, 1 if cls is OfOneSequence else None)

@@ -16,7 +16,7 @@ from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
 from r1v_export.runner.batching.batch import CacheUsage
 from r1v_export.runner.encoded_prompt import TokenSequence
-from r1v_export.runner.kv_cache import CAPACITY_STEP, KVCache, plan_capacity
+from r1v_export.runner.kv_cache import CAPACITY_STEP, KVCache, open_cache, plan_capacity
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,13 +55,20 @@ class CacheRows:
         max_rows: rows, at most.
         budget_bytes: of the whole cache; None for any.
         keep: keep what finished rows hold, for requests that begin alike.
+        drafts: whether steps may check drafts.
     """
 
     def __init__(
-        self, engine: Engine, max_positions: int, max_rows: int, budget_bytes: int | None = None, keep: bool = False
+        self,
+        engine: Engine,
+        max_positions: int,
+        max_rows: int,
+        budget_bytes: int | None = None,
+        keep: bool = False,
+        drafts: bool = False,
     ) -> None:
         self.engine, self.max_positions, self.keep = engine, max_positions, keep
-        self.max_rows, self.budget_bytes = max_rows, budget_bytes
+        self.max_rows, self.budget_bytes, self.one_sequence = max_rows, budget_bytes, max_rows == 1 and not drafts
         self.decoding = 0
         """Rows 0 ... decoding - 1 are decoded."""
         self._cache: KVCache | None = None
@@ -230,7 +237,7 @@ class CacheRows:
 
     def _resize(self, rows: int, capacity: int) -> None:
         if self._cache is None:
-            self._cache = KVCache(self.engine.decoder(rows, capacity))
+            self._cache = open_cache(self.engine, rows, capacity, one_sequence=self.one_sequence)
         elif (rows, capacity) != (len(self._rows), self.capacity):
             self._evict(rows, capacity)
             self._cache.resize(rows, capacity)

@@ -28,7 +28,7 @@ from r1v_export.targets.openvino.runtime.model import (
     compile_graph,
 )
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
-from r1v_export.targets.openvino.runtime.paged_decoder import Decoders, PagedDecoder
+from r1v_export.targets.openvino.runtime.paged_decoder import DecoderGraphs, PagedDecoder
 from r1v_export.targets.openvino.runtime.run import naming
 from r1v_export.weights_memory import Settling
 
@@ -62,9 +62,10 @@ class OpenVinoEngine:
         self.folder, self.bundle, self.sizes, self.threads = folder, bundle, sizes, threads
         self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
-        self._opening: Opening[Decoders] | None = None
-        self._decoders: Decoders | None = None
-        self._settling = Settling(self._file.weights_bytes(contract.DECODER))
+        self._opening: Opening[DecoderGraphs] | None = None
+        self._prompts: Compiled | None = None
+        self._serves = False
+        self._settling = self._new_settling()
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
         # One by one tiles take as long as together, and a part of the memory; the bits are the same.
@@ -89,31 +90,19 @@ class OpenVinoEngine:
         """Begin to compile the decoder's graphs in a thread, and to pack their weights in another one behind it, if
         that was not done yet. Where the process is alone with its next step, nothing: it may fork, and OpenVINO, once
         in use, does not work in the forked process."""
-        if not alone and self._opening is None and self._decoders is None:
-            self._opening = Opening(self._open_and_pack_decoders)
+        self._serves = self._serves or not alone
+        if not alone and self._opening is None and "_decoder_graphs" not in vars(self):
+            self._opening = Opening(self._open_and_pack_decoder_graphs)
 
     def decoder(self, batch: int, capacity: int) -> OpenVinoDecoder | PagedDecoder:
-        return self._over(self.decoders(several=batch > 1), batch, capacity, self._settling)
+        return self._over(self._decoder_graphs, batch, capacity, self._settling)
 
-    def decoders(self, several: bool) -> Decoders:
-        """The decoder's graphs, compiled if they are not yet.
-
-        Args:
-            several: whether steps are to take several rows, or several new tokens of one that are no prompt. Else there
-                may be a graph in their place that takes one new token, as long as nobody asks for more.
-
-        Raises:
-            BundleError: the graph or its weights are missing, or OpenVINO refuses them.
-        """
-        opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
-        if opening and opening.is_here:
-            self._decoders = opening.result()
-        if self._decoders is None:
-            self._decoders = self._open_decoders(several)
-        if self._decoders.one_token and several:
-            steps = self._compile_decoder(self.attention)
-            self._decoders = Decoders(steps, self._decoders.prompts)
-        return self._decoders
+    def one_sequence_decoder(self, capacity: int) -> OpenVinoDecoder | PagedDecoder:
+        """A decoder for one sequence. Where prompts have a graph of their own, steps have another one, for one token;
+        a server has the graph for any tokens anyway, and no third copy of the weights."""
+        if self._serves or self.attention_of_prompts is None:
+            return self.decoder(1, capacity)
+        return self._over(self._one_sequence_graphs, 1, capacity, self._one_sequence_settling)
 
     def cache_limits(self) -> CacheLimits:
         sizes, attention = self.sizes, self.attention
@@ -157,26 +146,41 @@ class OpenVinoEngine:
     def _embed(self) -> Graph:
         return self._open(contract.EMBED)
 
-    def _open_and_pack_decoders(self, begun: Begun) -> Decoders:
-        decoders = self._open_decoders(several=True, begun=begun)
-        Opening(partial(self._pack, decoders))
-        return decoders
+    @cached_property
+    def _decoder_graphs(self) -> DecoderGraphs:
+        opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
+        return opening.result() if opening and opening.is_here else self._open_decoder_graphs()
 
-    def _open_decoders(self, several: bool, begun: Begun = lambda: None) -> Decoders:
+    @cached_property
+    def _one_sequence_graphs(self) -> DecoderGraphs:
+        return self._open_decoder_graphs(one_token=True)
+
+    @cached_property
+    def _one_sequence_settling(self) -> Settling:
+        return self._new_settling()
+
+    def _open_and_pack_decoder_graphs(self, begun: Begun) -> DecoderGraphs:
+        graphs = self._open_decoder_graphs(begun)
+        Opening(partial(self._pack, graphs))
+        return graphs
+
+    def _open_decoder_graphs(self, begun: Begun = lambda: None, *, one_token: bool = False) -> DecoderGraphs:
         if self.attention_of_prompts is None:
-            compiled = self._compile_decoder(self.attention, begun=begun)
-            return Decoders(compiled, compiled)
+            compiled = self._compile_decoder(self.attention, begun)
+            return DecoderGraphs(compiled, compiled)
+        compile_steps = partial(self._compile_decoder, self.attention, begun, one_token=one_token)
+        if self._prompts is not None:
+            return DecoderGraphs(compile_steps(), self._prompts, one_token)
         # At the same time: compiling has work for one thread.
         prompts = Opening(partial(self._compile_decoder, self.attention_of_prompts))
-        steps = self._compile_decoder(self.attention, one_token=not several, begun=begun)
-        return Decoders(steps, prompts.result(), one_token=not several)
+        steps, self._prompts = compile_steps(), prompts.result()
+        return DecoderGraphs(steps, self._prompts, one_token)
 
-    def _pack(self, decoders: Decoders, begun: Begun) -> None:
+    def _pack(self, graphs: DecoderGraphs, begun: Begun) -> None:
         """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
         is settled, and once more at the first answer: images have been encoded and caches are there by then."""
         begun()
-        settling = Settling(self._file.weights_bytes(contract.DECODER))
-        decoder, start = self._over(decoders, 1, PROMPT_TOKENS + 1, settling), np.zeros(1, np.int64)
+        decoder, start = self._over(graphs, 1, PROMPT_TOKENS + 1, self._new_settling()), np.zeros(1, np.int64)
         try:
             for new in (PROMPT_TOKENS, 1):
                 embeds, ids = np.zeros((1, new, self.sizes.hidden), np.float32), start[:, None] + np.arange(new)
@@ -186,14 +190,16 @@ class OpenVinoEngine:
             message = "the decoder's weights are not packed before the first request: %(reason)s"
             log_event(_LOG, logging.WARNING, message, reason=error)
 
+    def _new_settling(self) -> Settling:
+        return Settling(self._file.weights_bytes(contract.DECODER))
+
     def _over(
-        self, decoders: Decoders, batch: int, capacity: int, settling: Settling
+        self, graphs: DecoderGraphs, batch: int, capacity: int, settling: Settling
     ) -> OpenVinoDecoder | PagedDecoder:
         if self.attention is None:
-            return OpenVinoDecoder(decoders.steps, self.sizes, batch, capacity, settling.begin)
+            return OpenVinoDecoder(graphs.steps, self.sizes, batch, capacity, settling.begin)
         pools = getattr(ov.Type, self.attention.pools)
-        for_several = partial(self.decoders, several=True)
-        return PagedDecoder(decoders, for_several, pools, self.sizes, batch, capacity, settling.begin)
+        return PagedDecoder(graphs, pools, self.sizes, batch, capacity, settling.begin)
 
     def _compile_decoder(
         self, attention: Attention | None, begun: Begun = lambda: None, *, one_token: bool = False

@@ -33,14 +33,14 @@ BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
 
 
-class Decoders(NamedTuple):
-    """The decoder's graphs."""
+class DecoderGraphs(NamedTuple):
+    """The graphs that a decoder runs, on the same pools."""
 
     steps: Compiled
     prompts: Compiled
-    """The one that computes rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
+    """That for rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
     one_token: bool = False
-    """Whether that for steps takes one new token of one row, and nothing else."""
+    """Whether `steps` has static shapes, those of one new token of one row; `prompts` then computes all else."""
 
 
 class BoundGraph:
@@ -85,16 +85,14 @@ class PagedDecoder:
     rows change places without a copy.
 
     Args:
-        decoders: the graphs, all on the same pools.
-        for_several: gives graphs whose steps take several tokens; called when there are such.
+        graphs: what it runs.
         pools: what the pools hold.
         on_decoding: called behind each step of one new token per row.
     """
 
     def __init__(
         self,
-        decoders: Decoders,
-        for_several: Callable[[], Decoders],
+        graphs: DecoderGraphs,
         pools: ov.Type,
         sizes: Sizes,
         batch: int,
@@ -103,12 +101,10 @@ class PagedDecoder:
     ) -> None:
         self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
         self.on_decoding = on_decoding
-        self._steps, self._one_token, self._for_several = BoundGraph(decoders.steps), decoders.one_token, for_several
-        self._prompts = self._steps if decoders.prompts is decoders.steps else BoundGraph(decoders.prompts)
+        self._steps, self._one_token = BoundGraph(graphs.steps), graphs.one_token
+        self._prompts = self._steps if graphs.prompts is graphs.steps else BoundGraph(graphs.prompts)
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
-        self._tensors: dict[str, ov.Tensor] = {}
-        """The pools, as graphs take them."""
         self._row_blocks = 0
         self._places_B = np.arange(0)
         """Of each row: its part of the pools."""
@@ -180,20 +176,13 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        graph = self._graph_of(len(new_B), int(new_B.max()), len(wanted))
-        logits_BPV: np.ndarray = graph.run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
+        logits_BPV: np.ndarray = self._graph_of(new_B).run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 
-    def _graph_of(self, rows: int, new: int, wanted: int) -> BoundGraph:
-        """What computes so many new tokens of so many rows, with logits of so many of them.
-
-        While steps take one token alone, a short prompt is a prompt; several logits of a row are those of drafts.
-        """
-        if self._one_token and (rows > 1 or wanted > 1):
-            self._steps, self._one_token = BoundGraph(self._for_several().steps), False
-            for name, tensor in self._tensors.items():
-                self._steps.bind(name, tensor)
-        return self._prompts if new >= PROMPT_TOKENS or (self._one_token and new > 1) else self._steps
+    def _graph_of(self, new_B: np.ndarray) -> BoundGraph:
+        """What computes so many new tokens of each row."""
+        is_too_much = self._one_token and new_B.sum() > 1
+        return self._prompts if is_too_much or new_B.max() >= PROMPT_TOKENS else self._steps
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
@@ -210,7 +199,7 @@ class PagedDecoder:
                 begin, kept = row * blocks, min(count, blocks)
                 old_begin = int(self._places_B[row]) * self._row_blocks
                 new[begin : begin + kept] = old[old_begin : old_begin + kept]
-            self._pools[name], self._tensors[name] = new, tensor
+            self._pools[name] = new
             for graph in (self._steps, self._prompts):
                 graph.bind(name, tensor)
         self._row_blocks, self._places_B = blocks, np.arange(batch)

@@ -12,7 +12,7 @@ import pytest
 from r1v_export import contract
 from r1v_export.contract import DECODER
 from r1v_export.cpus import has_bfloat16_products, is_x86
-from r1v_export.errors import CapabilityError, GraphError
+from r1v_export.errors import BundleError, CapabilityError, GraphError
 from r1v_export.opening import is_opening
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.openvino.config import OpenVinoConfig
@@ -117,7 +117,7 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools are allocated anew under both graphs
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
-    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged.decoders(several=True)[:2]]
+    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged._decoder_graphs[:2]]
     assert hints == ["<Type: 'float32'>", "<Type: 'bfloat16'>"]
     prompts_SE = prompts(built.spec, [30, 3, 36])
     steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
@@ -137,7 +137,7 @@ def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path,
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
     paged.begin_decoder(alone)
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 20)
-    decoders, hidden = paged.decoders(several=False), built.spec.language.hidden_size
+    decoders, hidden = paged._decoder_graphs, built.spec.language.hidden_size
     wait_for_threads()
     assert [each.weights.is_packed for each in decoders[:2]] == [not alone, not alone]
     prompts_SE, steps = prompts(built.spec, [30, 9]), [normal(2, 1, hidden)]
@@ -155,7 +155,7 @@ def test_weights_that_cannot_be_packed_before_are_packed_by_the_first_request(pa
     with monkeypatch.context() as failing:
         failing.setattr(paged_decoder().PagedDecoder, "_run", fail)
         paged.begin_decoder(alone=False)
-        decoders = paged.decoders(several=False)
+        decoders = paged._decoder_graphs
         wait_for_threads()
     assert "not packed before the first request: The runtime fails" in caplog.text
     assert paged_decoder().PagedDecoder._run is run
@@ -197,93 +197,81 @@ def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(buil
 
 
 def taken_by(decoder, monkeypatch):
-    """The graphs that a decoder runs from now on: what computes a token, several tokens, or a prompt."""
-    taken, graph_of = [], decoder._graph_of
-
-    def noting(*counts):
-        graph = graph_of(*counts)
-        step = "token" if decoder._one_token else "steps"
-        taken.append("prompt" if graph is decoder._prompts else step)
-        return graph
-
-    monkeypatch.setattr(decoder, "_graph_of", noting)
+    """The graphs that a decoder runs from now on."""
+    taken = []
+    for name in ("_steps", "_prompts"):
+        graph = getattr(decoder, name)
+        monkeypatch.setattr(graph, "run", Recording(graph.run, lambda name=name: taken.append(name)))
     return taken
 
 
-def one_row_decoders(built, folder):
-    """A decoder of one row, and the reference."""
-    engine = open_paged(built, folder, "bfloat16", "int8")
-    return engine, engine.decoder(1, 64), built.reference.decoder(1, 64)
-
-
-def test_a_lone_row_has_a_graph_for_one_token_and_short_prompts_are_prompts(built, tmp_path, tiles, monkeypatch):
-    engine, ours, reference = one_row_decoders(built, tmp_path)
-    steps, taken = engine.decoders(several=False).steps.model, taken_by(ours, monkeypatch)
+def test_one_sequence_has_a_graph_for_one_token_and_all_else_is_computed_by_that_for_prompts(
+    built, tmp_path, tiles, monkeypatch
+):
+    engine, hidden = open_paged(built, tmp_path, "bfloat16", "int8"), built.spec.language.hidden_size
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools grow under both graphs
+    ours, reference = engine.one_sequence_decoder(96), built.reference.decoder(1, 96)
+    steps = engine._one_sequence_graphs.steps.model
     shapes = {name: steps.input(name).partial_shape.to_string() for name in (contract.INPUTS_EMBEDS, "past_lens")}
-    assert shapes == {contract.INPUTS_EMBEDS: f"[1,1,{built.spec.language.hidden_size}]", "past_lens": "[1]"}
-    caches = KVCache(ours), KVCache(reference)
-    for count in (20, 1, 1, 3, 1):
-        new = normal(1, count, built.spec.language.hidden_size)
+    assert shapes == {contract.INPUTS_EMBEDS: f"[1,1,{hidden}]", "past_lens": "[1]"}
+    taken, caches = taken_by(ours, monkeypatch), (KVCache(ours), KVCache(reference))
+    for count in (20, 1, 1, 30, 1):
+        new = normal(1, count, hidden)
         found, wanted = (cache.append(new, np.array([count])) for cache in caches)
         assert distances(found, wanted)[0] < 2e-2
-    assert taken == ["prompt", "token", "token", "prompt", "token"]
-
-
-def drafted(caches, hidden):
     new = normal(1, 4, hidden)
-    return [cache.append_scored(new, np.array([4])) for cache in caches]
-
-
-def joined(caches, hidden):
+    found, wanted = (cache.append_scored(new, np.array([4])) for cache in caches)  # drafts
+    assert max(distances(found[0], wanted[0])) < 2e-2
     for cache in caches:
-        cache.resize(2, 64)
+        cache.resize(2, 96)
         cache.copy_row(0, 1, 9)
     new = normal(2, 1, hidden)
-    return [cache.append(new, np.array([1, 1])) for cache in caches]
-
-
-@pytest.mark.parametrize("asked", [drafted, joined])
-def test_drafts_and_other_rows_have_the_graph_for_several_tokens_from_then_on(
-    built, tmp_path, tiles, monkeypatch, asked
-):
-    engine, ours, reference = one_row_decoders(built, tmp_path)
-    assert engine.decoders(several=False).one_token
-    taken, caches, hidden = (
-        taken_by(ours, monkeypatch),
-        (KVCache(ours), KVCache(reference)),
-        built.spec.language.hidden_size,
-    )
-    new = normal(1, 20, hidden)
-    for cache in caches:
-        cache.append(new, np.array([20]))
-    results = [asked(caches, hidden)]
-    for count in (1, 3):
-        new = normal(1, count, hidden)
-        results.append([cache.append(new, np.array([count])) for cache in caches])
-    assert taken == ["prompt", "steps", "steps", "steps"]
-    for found, wanted in results:
+    for rows, first in ((2, 0), (1, 1)):
+        found, wanted = (cache.append(new[:rows], np.ones(rows, np.int64), first) for cache in caches)
         assert max(distances(found, wanted)) < 2e-2
-    assert not engine.decoders(several=False).one_token
-    assert taken_by_a_new_one(engine, hidden, monkeypatch) == ["steps"]
+    token, prompt = "_steps", "_prompts"
+    assert taken == [prompt, token, token, prompt, token, prompt, prompt, token]
 
 
-def taken_by_a_new_one(engine, hidden, monkeypatch):
-    decoder = engine.decoder(1, 64)
-    taken = taken_by(decoder, monkeypatch)
-    KVCache(decoder).append(normal(1, 1, hidden), np.array([1]))
-    return taken
-
-
-def test_a_server_has_no_graph_for_one_token(built, tmp_path, tiles, monkeypatch):
+def test_one_sequence_and_several_share_the_graph_for_prompts_and_settle_each_their_own(
+    built, tmp_path, tiles, monkeypatch
+):
+    asked, new = [], normal(2, 1, built.spec.language.hidden_size)
+    monkeypatch.setattr(Settling, "begin", lambda self: asked.append(self))
     engine = open_paged(built, tmp_path, "bfloat16", "int8")
-    engine.begin_decoder(alone=False)
-    assert taken_by_a_new_one(engine, built.spec.language.hidden_size, monkeypatch) == ["steps"]
-    wait_for_threads()
+    for decoder in (engine.one_sequence_decoder(8), engine.decoder(2, 8), engine.one_sequence_decoder(8)):
+        KVCache(decoder).append(new[: decoder.batch], np.ones(decoder.batch, np.int64))
+    one, several, again = asked
+    assert one is again is not several
+    one, several = engine._one_sequence_graphs, engine._decoder_graphs
+    assert (one.prompts, one.one_token, several.one_token) == (several.prompts, True, False)
+    assert one.steps is not several.steps
 
 
-def test_without_a_graph_for_prompts_there_is_none_for_one_token(built, paged, monkeypatch):
-    assert taken_by_a_new_one(paged, built.spec.language.hidden_size, monkeypatch) == ["prompt"]  # the only one
-    assert paged.decoders(several=False) == paged.decoders(several=True)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_server_has_no_graph_for_one_token(built, tmp_path, tiles, monkeypatch, fails):
+    from r1v_export.targets.openvino.runtime.engine import OpenVinoEngine
+
+    def fail(*_, **__):
+        raise BundleError("It cannot be read.")
+
+    engine = open_paged(built, tmp_path, "bfloat16", "int8")
+    with monkeypatch.context() as failing:
+        if fails:
+            failing.setattr(OpenVinoEngine, "_compile_decoder", fail)
+        engine.begin_decoder(alone=False)
+        wait_for_threads()
+    if fails:
+        with pytest.raises(BundleError, match="It cannot be read"):
+            engine.one_sequence_decoder(8)
+    engine.one_sequence_decoder(8)
+    assert "_one_sequence_graphs" not in vars(engine)
+
+
+def test_without_a_graph_for_prompts_one_sequence_has_the_only_graph(paged):
+    paged.one_sequence_decoder(8)
+    steps, prompts, one_token = paged._decoder_graphs
+    assert (steps is prompts, one_token, "_one_sequence_graphs" in vars(paged)) == (True, False, False)
 
 
 class Recording:
