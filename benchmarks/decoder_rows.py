@@ -3,13 +3,17 @@
 Both open the same INT4 bundle, such as that of `serving.py --prepare`, and take turns; embeddings are random. *16 rows,
 96 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
 Each step is of another number of tokens than the one before it; *again* is the same step once more, which is all that
-a decoder does as long as no row joins or leaves. *Alone* is what an engine has for one sequence.
+a decoder does as long as no row joins or leaves.
 
-    PYTHONPATH=. python benchmarks/decoder_rows.py BUNDLE [--repeats 5]
+With `--one-sequence` it is steps and short prompts of one sequence, by what engines have for that, and by OpenVINO's
+decoder for several rows, too.
+
+    PYTHONPATH=. python benchmarks/decoder_rows.py BUNDLE [--repeats 5] [--one-sequence]
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,11 +31,13 @@ from r1v_export.targets.decoders import decoder_part
 from r1v_export.targets.openvino.engine_file import read_engine_file
 
 OURS, ALONE = "openvino", "onnxruntime"
+OF_ROWS = "openvino, for several rows"
 ROWS = (1, 2, 4, 8, 16, 32)
 PROMPTS = (64, 150, 300, 512)
-PROMPTS_ALONE = (8, 16, 32, 64)
+SHORT = (8, 16, 32, 64)
 BEHIND = 200
 """Tokens that every row has when it is decoded."""
+STEPS = 20
 LONG = 3584
 """Tokens of the long context."""
 
@@ -40,25 +46,19 @@ class Steps:
     """One decoder's steps, by their names, in milliseconds."""
 
     def __init__(self, bundle: Path, target: str) -> None:
-        engine, other = (
-            open_runner(bundle, decoder_target=target, vision_target="onnxruntime").engine for _ in range(2)
-        )
+        engine = open_runner(bundle, decoder_target=target, vision_target="onnxruntime").engine
         random = np.random.default_rng(0)
         self.embeds_BSE = random.standard_normal((max(ROWS) + 1, 512, engine.sizes.hidden), dtype=np.float32) * 0.02
         self.rows = engine.decoder(max(ROWS) + 1, 576)
         self.long = engine.decoder(1, LONG + 512)
         for start in range(0, LONG, 512):
             self.prompt(self.long, 512, start)
-        self.alone = open_cache(other, 1, 576, one_sequence=True).decoder
-        self.prompt(self.alone, BEHIND)
         self.ragged = engine.cache_limits().ragged
 
     def measure(self) -> dict[str, float]:
         steps: dict[str, Callable[[], None]] = {
             **{f"{rows} rows{again}": partial(self.decode, rows) for rows in ROWS for again in ("", " again")},
             **{f"{tokens} tokens": partial(self.prompt, self.rows, tokens) for tokens in PROMPTS},
-            **{f"1 row alone{again}": partial(self.prompt, self.alone, 1, BEHIND) for again in ("", " again")},
-            **{f"{tokens} tokens alone": partial(self.prompt, self.alone, tokens) for tokens in PROMPTS_ALONE},
             f"16 rows, {PIECE} tokens": self.mixed,
             f"1 token behind {LONG}": partial(self.prompt, self.long, 1, LONG),
             f"512 tokens behind {LONG}": partial(self.prompt, self.long, 512, LONG),
@@ -88,6 +88,32 @@ class Steps:
         self.rows.step(self.embeds_BSE[:17, :PIECE], places, start_B, start_B + PIECE, last)
 
 
+class OneSequence:
+    """Steps of one sequence and its short prompts, likewise."""
+
+    def __init__(self, bundle: Path, target: str, one_sequence: bool) -> None:
+        engine = open_runner(bundle, decoder_target=target, vision_target="onnxruntime").engine
+        self.embeds_1SE = np.random.default_rng(0).standard_normal((1, 512, engine.sizes.hidden), np.float32) * 0.02
+        self.cache = open_cache(engine, 1, 576, one_sequence=one_sequence)
+
+    def measure(self) -> dict[str, float]:
+        self.append(BEHIND)
+        for _ in range(STEPS):  # another engine's threads spin for a moment behind its last step
+            self.append(1)
+        found = {"1 token": statistics.median(_ms(partial(self.append, 1)) for _ in range(STEPS))}
+        for tokens in SHORT:
+            self.append(tokens)
+            found[f"{tokens} tokens"] = statistics.median(_ms(partial(self.append, tokens)) for _ in range(3))
+        self.cache.truncate(0, 0)
+        return found
+
+    def append(self, tokens: int) -> None:
+        """Tokens, with the logits of the last."""
+        if tokens > 1:
+            self.cache.truncate(0, 0)
+        self.cache.append(self.embeds_1SE[:, :tokens], np.array([tokens]))
+
+
 def _ms(step: Callable[[], None]) -> float:
     clock = time.perf_counter()
     step()
@@ -97,15 +123,22 @@ def _ms(step: Callable[[], None]) -> float:
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--repeats", default=5, show_default=True)
-def main(bundle: Path, repeats: int) -> None:
+@click.option("--one-sequence", is_flag=True, help="Steps and short prompts of one sequence.")
+def main(bundle: Path, repeats: int, one_sequence: bool) -> None:
     """Measure both, and write the results."""
     found = {"machine": machine(("openvino", "onnxruntime", "numpy"))}
-    results = interleaved({name: Steps(bundle, name).measure for name in (OURS, ALONE)}, repeats)
+    systems: dict[str, Callable[[], dict[str, float]]] = {}
+    for name in (OURS, OF_ROWS, ALONE) if one_sequence else (OURS, ALONE):
+        target = name.partition(",")[0]
+        one = OneSequence(bundle, target, name != OF_ROWS) if one_sequence else None
+        systems[name] = (one or Steps(bundle, target)).measure
+    results = interleaved(systems, repeats)
     ratios = {quantity: ratio(results, ALONE, OURS, quantity) for quantity in results[OURS]}
     part = decoder_part(bundle, ALONE)
     assert part is not None
     exact = read_engine_file(part.folder).options.int4_inputs == "exact"
-    name = "decoder-rows-exact" if exact else "decoder-rows"
+    name = "decoder-one-sequence" if one_sequence else "decoder-rows"
+    name += "-exact" if exact else ""
     path = write_results(name, {**found, "repeats": repeats, "speed_over_onnxruntime": ratios, "ms": results})
     for quantity, value in ratios.items():
         click.echo(f"{quantity}: {value:.2f} times as fast")
