@@ -261,11 +261,10 @@ class VisionBlocks(Protocol):
 
 @runtime_checkable
 class DecodesOneSequence(Protocol):
-    """An engine with another decoder for one sequence, of which each step takes a prompt, or one token."""
+    """An engine with a decoder that is faster for one sequence without drafts."""
 
     def one_sequence_decoder(self, capacity: int) -> Decoder:
-        """Open a decoder for one sequence with an empty cache of `capacity` slots. Whatever else it is given it
-        computes as well, only more slowly, such as drafts or further rows."""
+        """Open it with an empty cache of `capacity` slots. It takes several rows or drafts as well, more slowly."""
         ...
 
 

@@ -9,9 +9,8 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import chain, islice
+from itertools import islice
 from operator import length_hint
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -20,10 +19,12 @@ from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
 from r1v_export.parity.boundaries import Answers, BatchShares, BoundaryComparator
+from r1v_export.parity.boundary_statistics import BoundaryStatistics
 from r1v_export.parity.diagnosis import diagnose, kind_of, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
+from r1v_export.parity.one_sequence import compare_one_sequence
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.ranges import range_facts, recorder, saturations
 from r1v_export.parity.rounded_inputs import RoundedInputs
@@ -99,6 +100,9 @@ def check(
         raise _no_blocks(reference, candidate)
     _log_options(reference, candidate, options)
     recording = recorder(reference.engine, options)
+    likely, of_one = length_hint(samples), BoundaryStatistics()
+    if options.one_sequence:
+        of_one, samples, on_progress = compare_one_sequence(reference, candidate, samples, options, on_progress)
     timed: tuple[TimedEngine, ...] = ()
     if options.measure_latency:
         timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate))
@@ -109,16 +113,20 @@ def check(
     )
     with recording as magnitudes:
         comparator.compare_vocabulary()
-        results, first_batch = _compare_samples(comparator, samples, options, on_progress)
-    boundaries, first_bad = judge(comparator.found.by_name, profile)
+        results, first_batch = _compare_samples(comparator, samples, likely, options.batch_size, on_progress)
+    found = comparator.found
+    boundaries, first_bad = judge(found.by_name, profile)
     if first_bad == "vision" and can_show_blocks and not options.blocks:
         # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
         with suppress(CapabilityError):
             for sample in first_batch:
                 comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
-        boundaries, first_bad = judge(comparator.found.by_name, profile)
+        boundaries, first_bad = judge(found.by_name, profile)
+    if first_bad is None and (bad_of_one := _bad_of_one_sequence(of_one, profile)):
+        found = of_one
+        boundaries, first_bad = judge(found.by_name, profile)[0], bad_of_one
     log_boundaries(options.gate, boundaries, len(results), first_bad)
-    diagnosis = diagnose(first_bad, comparator.found.by_name, reference.tokenizer, options)
+    diagnosis = diagnose(first_bad, found.by_name, reference.tokenizer, options)
     return ParityReport(
         reference=reference.engine.name,
         candidate=candidate.engine.name,
@@ -130,7 +138,7 @@ def check(
         causes=diagnosis.causes,
         next_steps=diagnosis.next_steps,
         boundaries=boundaries,
-        decode_steps=step_results(comparator.found.steps),
+        decode_steps=step_results(found.steps),
         samples=tuple(results),
         reasoning=_reasoning_format(reference.pipeline),
         environment=environment(),
@@ -224,20 +232,24 @@ def require_one_model(reference: Engine | BlockwiseEngine, candidate: Engine | B
 def _compare_samples(
     comparator: BoundaryComparator,
     samples: Iterable[ParitySample],
-    options: CheckOptions,
+    likely: int,
+    batch_size: int,
     on_progress: ProgressCallback,
 ) -> tuple[list[SampleResult], list[ParitySample]]:
-    """Compare every sample at every boundary. Returns the results and the first batch."""
+    """Compare every sample at every boundary. Returns the results and the first batch.
+
+    Args:
+        likely: how many there are, for progress.
+    """
+    remaining = iter(samples)
     results: list[SampleResult] = []
     first_batch: list[ParitySample] = []
     with_images = 0
-    for batch in _batches(samples, options):
-        if not batch.one_sequence:
-            first_batch = first_batch or batch.samples
-        begun, count = len(results), max(length_hint(samples), len(results) + len(batch.samples))
-        of_batch = subrange(on_progress, begun / count, (begun + len(batch.samples)) / count)
-        of_these = replace(comparator, one_sequence=batch.one_sequence)  # the results stay the same object
-        for answers in of_these.compare_batch(batch.samples, of_batch):
+    while batch := list(islice(remaining, batch_size)):
+        first_batch = first_batch or batch
+        begun, count = len(results), max(likely, len(results) + len(batch))
+        of_batch = subrange(on_progress, begun / count, (begun + len(batch)) / count)
+        for answers in comparator.compare_batch(batch, of_batch):
             diverged = answers.reference != answers.candidate
             shown = len(results) < _WITH_IMAGES or (diverged and with_images < _WITH_IMAGES)
             with_images += diverged and shown
@@ -248,21 +260,12 @@ def _compare_samples(
     return results, first_batch
 
 
-class _Batch(NamedTuple):
-    """Samples that are decoded together."""
-
-    samples: list[ParitySample]
-    one_sequence: bool = False
-
-
-def _batches(samples: Iterable[ParitySample], options: CheckOptions) -> Iterator[_Batch]:
-    """All samples, `options.batch_size` at a time; before them the first one by itself, if it is asked for."""
-    remaining = iter(samples)
-    if options.one_sequence and (first := next(remaining, None)):
-        yield _Batch([replace(first, name=f"{first.name}, alone")], one_sequence=True)
-        remaining = chain([first], remaining)
-    while batch := list(islice(remaining, options.batch_size)):
-        yield _Batch(batch)
+def _bad_of_one_sequence(found: BoundaryStatistics, profile: ToleranceProfile) -> str | None:
+    """The first bad boundary of one sample. How many of its tokens agree does not count: they are few, so that a single
+    one may be more than the limit allows for."""
+    boundaries, _ = judge(found.by_name, profile)
+    failed = ((each.name, row.metric) for each in boundaries for row in each.checks if not row.passed)
+    return next((name for name, metric in failed if metric != "top1_agreement"), None)
 
 
 def judge(

@@ -118,9 +118,9 @@ def open_cache(engine: DecoderEngine, rows: int, capacity: int, *, one_sequence:
     """A decoder with an empty cache.
 
     Args:
-        one_sequence: there will never be another row, nor drafts: engines may have a faster decoder for that.
+        one_sequence: of one row, without drafts: engines may have a faster decoder for that.
     """
-    if one_sequence and isinstance(engine, DecodesOneSequence):
+    if one_sequence and rows == 1 and isinstance(engine, DecodesOneSequence):
         return KVCache(engine.one_sequence_decoder(capacity))
     return KVCache(engine.decoder(rows, capacity))
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from r1v_export.contract import Decoder
 from r1v_export.errors import CapabilityError, InputError, ParityError, UsageError
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity import CheckOptions, Endpoint, ParityReport, ParitySample, check
@@ -337,34 +336,6 @@ def test_batches_do_not_change_the_answers(reference: Endpoint, samples: list[Pa
         for size in (1, 2, 16)
     ]
     assert answers[0] == answers[1] == answers[2]
-
-
-def test_the_first_sample_can_be_decoded_as_one_sequence_too(
-    reference: Endpoint, samples: list[ParitySample], monkeypatch
-):
-    """By the decoder that an engine has for that, here a wrong one."""
-
-    class Sleepy:
-        def __getattr__(self, name: str):
-            return getattr(reference.engine, name)
-
-        def one_sequence_decoder(self, capacity: int) -> Decoder:
-            decoder = reference.engine.decoder(1, capacity)
-            step = decoder.step
-
-            def wrong(*arguments: np.ndarray) -> np.ndarray:
-                return np.roll(step(*arguments), 1, axis=-1)
-
-            monkeypatch.setattr(decoder, "step", wrong)
-            return decoder
-
-    sleepy = replace(reference, engine=Sleepy())
-    with_others = compare(reference, sleepy, samples[:3], batch_size=2)
-    assert with_others.first_bad is None
-    report = compare(reference, sleepy, samples[:3], batch_size=2, one_sequence=True)
-    assert report.first_bad == "prefill"
-    names = [each.name for each in samples[:3]]
-    assert [each.name for each in report.samples] == [f"{names[0]}, alone", *names]
 
 
 def test_a_question_without_a_image_is_compared_too(reference: Endpoint, damaged: Damaged):

@@ -25,7 +25,8 @@ def cache_pairs(layers: int) -> list[tuple[str, str]]:
 
 PROMPT_TOKENS = 128
 """New tokens of a row from which on it is a prompt's, which may have a graph of its own. From 64 to 128 tokens both
-graphs take equally long. Where steps have static shapes, two are a prompt."""
+graphs take equally long. A decoder whose graph for steps takes one token
+(`DecoderGraphs.one_token`) runs the graph for prompts for two tokens or more."""
 DOMAIN, PAGED_ATTENTION = "r1v_export", "PagedAttention"
 """The node that the runtime makes OpenVINO's operator of."""
 

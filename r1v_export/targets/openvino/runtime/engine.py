@@ -149,7 +149,11 @@ class OpenVinoEngine:
     @cached_property
     def _decoder_graphs(self) -> DecoderGraphs:
         opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
-        return opening.result() if opening and opening.is_here else self._open_decoder_graphs()
+        if opening and opening.is_here:
+            return opening.result()
+        if opening:
+            self._prompts = None  # of the process that this one was forked from
+        return self._open_decoder_graphs()
 
     @cached_property
     def _one_sequence_graphs(self) -> DecoderGraphs:

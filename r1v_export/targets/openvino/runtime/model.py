@@ -37,7 +37,8 @@ from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
 _PART_OF_MEMORY = 16
-"""The weights of a second graph, as they lie in their files, are no more than a sixteenth of it."""
+"""The weights of a second graph, as they lie in their files, are no more than a sixteenth of it. A process that decodes
+one sequence, and several, has a third one of the same size."""
 
 
 class Compiled(NamedTuple):

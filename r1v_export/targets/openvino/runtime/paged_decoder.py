@@ -181,8 +181,8 @@ class PagedDecoder:
 
     def _graph_of(self, new_B: np.ndarray) -> BoundGraph:
         """What computes so many new tokens of each row."""
-        is_too_much = self._one_token and new_B.sum() > 1
-        return self._prompts if is_too_much or new_B.max() >= PROMPT_TOKENS else self._steps
+        exceeds_steps = self._one_token and new_B.sum() > 1
+        return self._prompts if exceeds_steps or new_B.max() >= PROMPT_TOKENS else self._steps
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
