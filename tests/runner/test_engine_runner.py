@@ -71,8 +71,13 @@ def test_more_requests_than_a_batch_holds_are_answered_in_order(runner, monkeypa
     assert [answer.token_ids for answer in runner.answers(REQUESTS, SHORT)] == expected
 
 
-@pytest.mark.parametrize(("count", "drafts", "opened"), [(1, 0, 1), (2, 0, 0), (1, 4, 0)])
-def test_one_request_without_drafts_is_decoded_as_one_sequence(runner, monkeypatch, count, drafts, opened):
+@pytest.mark.parametrize(
+    ("count", "rows", "drafts", "opened"), [(1, 16, 0, 1), (2, 16, 0, 0), (1, 16, 4, 0), (2, 1, 0, 1)]
+)
+def test_one_request_at_a_time_without_drafts_is_decoded_as_one_sequence(
+    runner, monkeypatch, count, rows, drafts, opened
+):
+    expected = [answer.token_ids for answer in runner.answers(REQUESTS[:count], SHORT)]
     asked = []
 
     def one_sequence_decoder(engine, capacity):
@@ -81,7 +86,8 @@ def test_one_request_without_drafts_is_decoded_as_one_sequence(runner, monkeypat
 
     monkeypatch.setattr(type(runner.engine), "one_sequence_decoder", one_sequence_decoder, raising=False)
     monkeypatch.setattr(runner, "draft_tokens", drafts)
-    assert len(runner.answers(REQUESTS[:count], SHORT)) == count
+    events = runner.generate(REQUESTS[:count], SHORT, max_rows=rows)
+    assert [event.answer.token_ids for event in events if event.answer] == expected
     assert len(asked) == opened
 
 

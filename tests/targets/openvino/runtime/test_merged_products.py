@@ -168,3 +168,23 @@ def test_a_decoder_computes_the_same_bits(engine, monkeypatch) -> None:
             logits[-1].append(cache.append(new, np.array(counts)))
     for merged_here, alone in zip(*logits, strict=True):
         np.testing.assert_array_equal(merged_here, alone)
+
+
+def test_one_sequence_has_merged_products_and_computes_what_several_rows_do(engine, monkeypatch) -> None:
+    if not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16 products")
+    monkeypatch.setattr(f"{MODEL}.has_bfloat16_tiles", lambda: True)
+    opened, logits = engine(), []
+    for decoder in (opened.one_sequence_decoder(200), opened.decoder(1, 200)):
+        random, cache = np.random.default_rng(2), KVCache(decoder)
+        logits.append([])
+        for count in (150, *[1] * 12):
+            new = random.standard_normal((1, count, opened.sizes.hidden)).astype(np.float32)
+            logits[-1].append(cache.append(new, np.array([count])))
+    one, several = opened._one_sequence_graphs, opened._decoder_graphs
+    assert one.one_token
+    assert len(one.steps.weights.arrays) == len(several.steps.weights.arrays)
+    differences = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(*logits, strict=True)]
+    assert differences[0] == 0  # the same graph for prompts
+    # Sums in another order move values over the edge between two 8-bit numbers.
+    assert np.median(differences[1:]) < 0.1, differences
