@@ -18,13 +18,13 @@ from r1v_export.contract import BlockwiseEngine, Engine, VisionBlocks
 from r1v_export.count import Count
 from r1v_export.errors import CapabilityError, InputError, ParityError
 from r1v_export.log_event import log_event
+from r1v_export.parity import one_sequence
 from r1v_export.parity.boundaries import Answers, BatchShares, BoundaryComparator
 from r1v_export.parity.boundary_statistics import BoundaryStatistics
 from r1v_export.parity.diagnosis import diagnose, kind_of, problem
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.latency import TimedEngine, latencies
 from r1v_export.parity.metrics import LogitStatistics, Statistics, TensorStatistics, first_divergence
-from r1v_export.parity.one_sequence import compare_one_sequence
 from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.ranges import range_facts, recorder, saturations
 from r1v_export.parity.rounded_inputs import RoundedInputs
@@ -102,7 +102,7 @@ def check(
     recording = recorder(reference.engine, options)
     likely, of_one = length_hint(samples), BoundaryStatistics()
     if options.one_sequence:
-        of_one, samples, on_progress = compare_one_sequence(reference, candidate, samples, options, on_progress)
+        of_one, samples, on_progress = one_sequence.compare(reference, candidate, samples, options, on_progress)
     timed: tuple[TimedEngine, ...] = ()
     if options.measure_latency:
         timed = tuple(TimedEngine(endpoint.engine) for endpoint in (reference, candidate))
@@ -135,7 +135,7 @@ def check(
         profile=profile,
         max_new_tokens=options.max_new_tokens,
         first_bad=first_bad,
-        causes=diagnosis.causes,
+        causes=(*((one_sequence.CAUSE,) if found is of_one else ()), *diagnosis.causes),
         next_steps=diagnosis.next_steps,
         boundaries=boundaries,
         decode_steps=step_results(found.steps),

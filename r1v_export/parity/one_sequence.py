@@ -13,8 +13,10 @@ from r1v_export.parity.options import CheckOptions
 from r1v_export.parity.samples import ParitySample
 from r1v_export.progress import ProgressCallback, subrange
 
+CAUSE = "one sequence by itself is decoded by another graph than batches, which are within the limits"
 
-def compare_one_sequence(
+
+def compare(
     reference: Endpoint,
     candidate: Endpoint,
     samples: Iterable[ParitySample],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r1v_export.contract import Decoder
-from r1v_export.parity import CheckOptions, Endpoint, ParitySample, check, comparison
+from r1v_export.parity import CheckOptions, Endpoint, ParitySample, check, comparison, one_sequence
 from r1v_export.parity.boundary_statistics import BoundaryStatistics
 
 OPTIONS = CheckOptions("fp32", max_new_tokens=6, batch_size=2)
@@ -45,6 +45,7 @@ def test_it_is_compared_where_it_is_asked_for(
     assert check(reference, wrong, samples, options).first_bad is None
     report = check(reference, wrong, samples, replace(options, one_sequence=True))
     assert report.first_bad == "decode"
+    assert report.causes[0] == one_sequence.CAUSE
     assert [each.name for each in report.samples] == [each.name for each in samples]
     assert report.decode_steps[0].mean_kl > 0
 
