@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import re
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from r1v_export import weights_memory
-from r1v_export.weights_memory import LEAST_BYTES, Settling, resident_bytes, settle
+from r1v_export.weights_memory import LEAST_BYTES, MADV_COLLAPSE, Settling, resident_bytes, settle
 
 HUGE = 2 << 20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for huge pages")
@@ -34,6 +35,15 @@ def kilobytes(address: int, field: str) -> int:
     raise AssertionError(f"no mapping of {address:x}")
 
 
+def gives_huge_pages() -> bool:
+    """Whether the kernel brings a range into huge pages now, asked without the module under test: it needs free memory
+    in one piece."""
+    memory, address = mapped(2 * HUGE)
+    np.frombuffer(memory, np.uint8)[:] = 1
+    start = ctypes.c_void_p(-(-address // HUGE) * HUGE)
+    return ctypes.CDLL(None).madvise(start, ctypes.c_size_t(HUGE), MADV_COLLAPSE) == 0
+
+
 def test_memory_in_use_comes_into_huge_pages_and_keeps_its_content():
     memory, address = mapped(8 * HUGE)
     values = np.frombuffer(memory, np.uint64)
@@ -41,8 +51,11 @@ def test_memory_in_use_comes_into_huge_pages_and_keeps_its_content():
     middle = address + 4 * HUGE
     before_kb = kilobytes(middle, "AnonHugePages")
     settle()
-    assert kilobytes(middle, "AnonHugePages") >= before_kb + 4 * HUGE // 1024
+    moved = kilobytes(middle, "AnonHugePages") >= before_kb + 4 * HUGE // 1024
     np.testing.assert_array_equal(values, np.arange(len(values)))
+    if not moved and not gives_huge_pages():
+        pytest.skip("the kernel has no huge page to give at the moment")
+    assert moved
 
 
 def test_memory_that_is_mostly_not_there_stays_so():
