@@ -95,9 +95,7 @@ def check(
     """
     profile = options.profile
     require_one_model(reference.engine, candidate.engine)
-    can_show_blocks = all(isinstance(endpoint.engine, VisionBlocks) for endpoint in (reference, candidate))
-    if options.blocks and not can_show_blocks:
-        raise _no_blocks(reference, candidate)
+    can_show_blocks = _can_show_blocks(reference, candidate, options)
     _log_options(reference, candidate, options)
     recording = recorder(reference.engine, options)
     likely, of_one = length_hint(samples), BoundaryStatistics()
@@ -117,10 +115,7 @@ def check(
     found = comparator.found
     boundaries, first_bad = judge(found.by_name, profile)
     if first_bad == "vision" and can_show_blocks and not options.blocks:
-        # An engine may find only now that its blocks were fused away; then the tower is named as a whole.
-        with suppress(CapabilityError):
-            for sample in first_batch:
-                comparator.compare_blocks(reference.inputs(sample).pixel_values, sample.name)
+        _compare_blocks(comparator, first_batch)
         boundaries, first_bad = judge(found.by_name, profile)
     if first_bad is None and (bad_of_one := _bad_of_one_sequence(of_one, profile)):
         found = of_one
@@ -150,14 +145,29 @@ def check(
     )
 
 
-def _no_blocks(reference: Endpoint, candidate: Endpoint) -> CapabilityError:
-    """The error for blocks that are asked for and cannot be seen."""
-    return CapabilityError(
-        "ViT blocks cannot be compared: an engine does not show them",
-        expected="vision_blocks in both engines",
-        found=f"{reference.engine.name}, {candidate.engine.name}",
-        fix="compare without blocks",
-    )
+def _compare_blocks(comparator: BoundaryComparator, samples: Sequence[ParitySample]) -> None:
+    """Compare every ViT block, to name the bad one. An engine may find only now that its blocks were fused away; then
+    the tower is named as a whole."""
+    with suppress(CapabilityError):
+        for sample in samples:
+            comparator.compare_blocks(comparator.reference.inputs(sample).pixel_values, sample.name)
+
+
+def _can_show_blocks(reference: Endpoint, candidate: Endpoint, options: CheckOptions) -> bool:
+    """Whether both engines show ViT blocks.
+
+    Raises:
+        CapabilityError: they are asked for, and cannot be seen.
+    """
+    can_show = all(isinstance(endpoint.engine, VisionBlocks) for endpoint in (reference, candidate))
+    if options.blocks and not can_show:
+        raise CapabilityError(
+            "ViT blocks cannot be compared: an engine does not show them",
+            expected="vision_blocks in both engines",
+            found=f"{reference.engine.name}, {candidate.engine.name}",
+            fix="compare without blocks",
+        )
+    return can_show
 
 
 def rounded_inputs(boundaries: Sequence[BoundaryResult], options: CheckOptions) -> RoundedInputs | None:
