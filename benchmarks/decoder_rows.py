@@ -37,9 +37,10 @@ PROMPTS = (64, 150, 300, 512)
 SHORT = (8, 16, 32, 64)
 BEHIND = 200
 """Tokens that every row has when it is decoded."""
-STEPS = 20
 LONG = 3584
 """Tokens of the long context."""
+STEPS = 20
+"""Of one sequence, whose median is taken."""
 
 
 class Steps:
@@ -104,7 +105,6 @@ class OneSequence:
         for tokens in SHORT:
             self.append(tokens)
             found[f"{tokens} tokens"] = statistics.median(_ms(partial(self.append, tokens)) for _ in range(3))
-        self.cache.truncate(0, 0)
         return found
 
     def append(self, tokens: int) -> None:
@@ -127,12 +127,13 @@ def _ms(step: Callable[[], None]) -> float:
 def main(bundle: Path, repeats: int, one_sequence: bool) -> None:
     """Measure both, and write the results."""
     found = {"machine": machine(("openvino", "onnxruntime", "numpy"))}
-    systems: dict[str, Callable[[], dict[str, float]]] = {}
-    for name in (OURS, OF_ROWS, ALONE) if one_sequence else (OURS, ALONE):
-        target = name.partition(",")[0]
-        one = OneSequence(bundle, target, name != OF_ROWS) if one_sequence else None
-        systems[name] = (one or Steps(bundle, target)).measure
-    results = interleaved(systems, repeats)
+    systems: dict[str, Steps | OneSequence] = {}
+    if one_sequence:
+        systems = {name: OneSequence(bundle, name, one_sequence=True) for name in (OURS, ALONE)}
+        systems[OF_ROWS] = OneSequence(bundle, OURS, one_sequence=False)
+    else:
+        systems = {name: Steps(bundle, name) for name in (OURS, ALONE)}
+    results = interleaved({name: system.measure for name, system in systems.items()}, repeats)
     ratios = {quantity: ratio(results, ALONE, OURS, quantity) for quantity in results[OURS]}
     part = decoder_part(bundle, ALONE)
     assert part is not None

@@ -149,15 +149,9 @@ START = {
     "llama.cpp Q4_0": LLAMA,
 }
 
-_ONE_ROW = (
-    "OpenVINO decodes ours by default where it was compared, for the sake of prompts and of several rows. By its own "
-    "counters it spends 3 to 4 of 20 ms in its attention operator and between operators, however short the context."
-)
 _HEADED = "A head in 4 bits; ours has it in the row of that name. What is left between the two was not looked into."
 Causes = Mapping[str, Mapping[str, str]]
 CAUSES: dict[str, dict[str, str]] = {
-    "decode": {GENAI: _ONE_ROW},
-    "contexts": {GENAI: _ONE_ROW},
     "users": {
         LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
         "times as long.",

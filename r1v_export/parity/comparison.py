@@ -117,9 +117,9 @@ def check(
     if first_bad == "vision" and can_show_blocks and not options.blocks:
         _compare_blocks(comparator, first_batch)
         boundaries, first_bad = judge(found.by_name, profile)
-    if first_bad is None and (bad_of_one := _bad_of_one_sequence(of_one, profile)):
-        found = of_one
-        boundaries, first_bad = judge(found.by_name, profile)[0], bad_of_one
+    boundaries_of_one, bad_of_one = _judge_one_sequence(of_one, profile)
+    if first_bad is None and bad_of_one:
+        found, boundaries, first_bad = of_one, boundaries_of_one, bad_of_one
     log_boundaries(options.gate, boundaries, len(results), first_bad)
     diagnosis = diagnose(first_bad, found.by_name, reference.tokenizer, options)
     return ParityReport(
@@ -270,12 +270,13 @@ def _compare_samples(
     return results, first_batch
 
 
-def _bad_of_one_sequence(found: BoundaryStatistics, profile: ToleranceProfile) -> str | None:
-    """The first bad boundary of one sample. How many of its tokens agree does not count: they are few, so that a single
-    one may be more than the limit allows for."""
+def _judge_one_sequence(
+    found: BoundaryStatistics, profile: ToleranceProfile
+) -> tuple[tuple[BoundaryResult, ...], str | None]:
+    """`judge` for one sample, but for the share of tokens that agree: of so few, a single one may be too much."""
     boundaries, _ = judge(found.by_name, profile)
     failed = ((each.name, row.metric) for each in boundaries for row in each.checks if not row.passed)
-    return next((name for name, metric in failed if metric != "top1_agreement"), None)
+    return boundaries, next((name for name, metric in failed if metric != "top1_agreement"), None)
 
 
 def judge(

@@ -72,4 +72,4 @@ def test_how_many_of_its_few_tokens_agree_does_not_count(monkeypatch: pytest.Mon
         return checks, "prefill"
 
     monkeypatch.setattr(comparison, "judge", judged)
-    assert comparison._bad_of_one_sequence(BoundaryStatistics(), OPTIONS.profile) == "decode"
+    assert comparison._judge_one_sequence(BoundaryStatistics(), OPTIONS.profile)[1] == "decode"
