@@ -83,6 +83,16 @@ class _Text:
         message.of(self.number, _BYTES)[-1].content = text.encode()
 
 
+class _Texts:
+    """Strings."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __get__(self, message: Message, owner: type[Message]) -> list[str]:
+        return [str(field.content, "utf-8") for field in message.of(self.number, _BYTES)]  # type: ignore[arg-type]
+
+
 class _Messages(Generic[_Sub]):
     """Messages of a kind."""
 
@@ -125,10 +135,22 @@ class Value(Message):
     name = _Text(1)
 
 
+class Node(Message):
+    """NodeProto."""
+
+    input = _Texts(1)
+
+
 class Graph(Message):
     """GraphProto."""
 
-    initializer, output, value_info = _Messages(5, Tensor), _Messages(12, Value), _Messages(13, Value)
+    node, initializer = _Messages(1, Node), _Messages(5, Tensor)
+    output, value_info = _Messages(12, Value), _Messages(13, Value)
+
+    def set_nodes(self, nodes: Iterable[Node]) -> None:
+        """Write its nodes in another order."""
+        for field, node in zip(self.of(1, _BYTES), nodes, strict=True):
+            field.content = node
 
     def add_output(self, value: Value) -> None:
         """Let one of its values be an output, too."""

@@ -36,6 +36,7 @@ def test_it_reads_what_onnx_reads():
     assert read.graph.initializer[0].dims == (2, 4)
     assert [value.name for value in read.graph.value_info] == ["middle"]
     assert [value.name for value in read.graph.output] == ["y"]
+    assert [node.input for node in read.graph.node] == [["x"], ["middle", "weight"]]
     assert {entry.key: entry.value for entry in read.metadata_props} == {"r1v.int4_inputs": "int8"}
 
 
@@ -44,8 +45,10 @@ def test_a_change_leaves_the_rest_of_the_file_as_it_was():
     changed = Model(expected.SerializeToString())
     changed.graph.initializer[0].external_data[0].value = "blobs/0"
     changed.graph.add_output(changed.graph.value_info[0])
+    changed.graph.set_nodes(reversed(changed.graph.node))
     expected.graph.initializer[0].external_data[0].value = "blobs/0"
     expected.graph.output.append(expected.graph.value_info[0])
+    expected.graph.node.reverse()
     assert onnx.load_model_from_string(changed.SerializeToString()) == expected
 
 

@@ -37,9 +37,9 @@ class Opened:
     def __init__(self) -> None:
         self.contents: list[bytes] = []
 
-    def operators(self) -> set[str]:
-        """Of the latest."""
-        return {node.op_type for node in onnx.load_model_from_string(self.contents[-1]).graph.node}
+    def operators(self) -> list[str]:
+        """Of the latest, in its order."""
+        return [node.op_type for node in onnx.load_model_from_string(self.contents[-1]).graph.node]
 
 
 @pytest.fixture
@@ -103,8 +103,15 @@ def test_the_second_session_opens_what_the_first_one_optimized_and_gives_the_sam
     np.testing.assert_array_equal(result(path), expected)
     assert "DequantizeLinear" in opened.operators()
     np.testing.assert_array_equal(result(path), expected)
-    assert opened.operators() == {"MatMulNBits", "MatMul"}
+    assert sorted(opened.operators()) == ["MatMul", "MatMulNBits"]
     assert len(opened.contents) == 3
+
+
+def test_the_largest_weights_are_packed_first_while_little_else_is_there(opened, tmp_path):
+    path = write_graph(tmp_path / "bundle")
+    result(path)
+    result(path)
+    assert opened.operators() == ["MatMul", "MatMulNBits"]  # the head, and what it multiplies
 
 
 def test_weights_that_stay_as_they_are_are_not_kept_again(opened, tmp_path):
@@ -260,7 +267,7 @@ def test_by_how_many_threads_weights_are_prepared_does_not_change_what_is_kept(o
     kept = entries()
     assert not prepacks_by_all_threads(path, begun=lambda: None, keep=True)
     assert entries() == kept
-    assert opened.operators() == {"MatMulNBits", "MatMul"}
+    assert sorted(opened.operators()) == ["MatMul", "MatMulNBits"]
 
 
 def test_a_session_has_begun_when_its_graph_is_read(tmp_path: Path) -> None:
