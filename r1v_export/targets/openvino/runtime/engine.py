@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
 from r1v_export.targets.openvino.runtime.model import (
     Compiled,
+    Part,
     attention_of,
     attention_of_prompts,
     compile_graph,
@@ -33,6 +35,13 @@ from r1v_export.targets.openvino.runtime.run import naming
 from r1v_export.weights_memory import Settling
 
 _LOG = logging.getLogger(__name__)
+
+
+class SharedGraphs(NamedTuple):
+    """What a decoder of one token and one of any tokens share, where prompts have a graph of their own."""
+
+    prompts: Compiled
+    head: Compiled
 
 
 class OpenVinoEngine:
@@ -63,7 +72,7 @@ class OpenVinoEngine:
         self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
         self._opening: Opening[DecoderGraphs] | None = None
-        self._prompts: Compiled | None = None
+        self._shared: SharedGraphs | None = None
         self._serves = False
         self._settling = self._new_settling()
 
@@ -152,7 +161,7 @@ class OpenVinoEngine:
         if opening and opening.is_here:
             return opening.result()
         if opening:
-            self._prompts = None  # of the process that this one was forked from
+            self._shared = None  # of the process that this one was forked from
         return self._open_decoder_graphs()
 
     @cached_property
@@ -172,13 +181,17 @@ class OpenVinoEngine:
         if self.attention_of_prompts is None:
             compiled = self._compile_decoder(self.attention, begun)
             return DecoderGraphs(compiled, compiled)
-        compile_steps = partial(self._compile_decoder, self.attention, begun, one_token=one_token)
-        if self._prompts is not None:
-            return DecoderGraphs(compile_steps(), self._prompts, one_token)
+        compile_steps = partial(self._compile_decoder, self.attention, begun, "layers", one_token=one_token)
+        if self._shared is not None:
+            return DecoderGraphs(compile_steps(), *self._shared, one_token)
         # At the same time: compiling has work for one thread.
-        prompts = Opening(partial(self._compile_decoder, self.attention_of_prompts))
-        steps, self._prompts = compile_steps(), prompts.result()
-        return DecoderGraphs(steps, self._prompts, one_token)
+        shared, steps = Opening(self._compile_shared_graphs), compile_steps()
+        self._shared = shared.result()
+        return DecoderGraphs(steps, *self._shared, one_token)
+
+    def _compile_shared_graphs(self, begun: Begun) -> SharedGraphs:
+        prompts = self._compile_decoder(self.attention_of_prompts, begun, "layers")
+        return SharedGraphs(prompts, head=self._compile_decoder(self.attention, part="head"))
 
     def _pack(self, graphs: DecoderGraphs, begun: Begun) -> None:
         """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
@@ -206,10 +219,17 @@ class OpenVinoEngine:
         return PagedDecoder(graphs, pools, self.sizes, batch, capacity, settling.begin)
 
     def _compile_decoder(
-        self, attention: Attention | None, begun: Begun = lambda: None, *, one_token: bool = False
+        self,
+        attention: Attention | None,
+        begun: Begun = lambda: None,
+        part: Part = "whole",
+        *,
+        one_token: bool = False,
     ) -> Compiled:
         arguments = self.folder, self.bundle, contract.DECODER, self._file, self.threads
-        return compile_graph(*arguments, keep=self.keep, attention=attention, one_token=one_token, begun=begun)
+        return compile_graph(
+            *arguments, keep=self.keep, attention=attention, one_token=one_token, part=part, begun=begun
+        )
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS

@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime import paged_attention
+from r1v_export.targets.openvino.runtime.cut_head import cut_head
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
 from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
 from r1v_export.targets.openvino.runtime.merged_products import merge_small_products
@@ -39,6 +40,10 @@ _DEVICE = "CPU"
 _PART_OF_MEMORY = 16
 """The weights of a second graph, as they lie in their files, are no more than a sixteenth of it. A process that decodes
 one sequence, and several, has a third one of the same size."""
+
+
+Part: TypeAlias = Literal["whole", "layers", "head"]
+"""Of a decoder: `layers` gives what `head` takes."""
 
 
 class Compiled(NamedTuple):
@@ -62,6 +67,7 @@ def compile_graph(
     keep: bool = False,
     attention: Attention | None = None,
     one_token: bool = False,
+    part: Part = "whole",
     begun: Begun = lambda: None,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
@@ -76,6 +82,7 @@ def compile_graph(
         keep: keep many rounded weights on disk, see `kept_weights`.
         attention: of a decoder over a pool of blocks.
         one_token: let that decoder take one new token of one row, and nothing else.
+        part: of that decoder.
         begun: called as soon as all else is read and OpenVINO compiles, which needs no lock of Python's.
 
     Raises:
@@ -85,8 +92,6 @@ def compile_graph(
     properties = session_properties(graph, file, threads, attention)
     try:
         model = _read(path, attention)
-        if one_token:
-            paged_attention.take_one_token(model)
         if graph == contract.VISION:
             attend_by_products(model)
         if outputs:
@@ -94,6 +99,11 @@ def compile_graph(
         products = properties["INFERENCE_PRECISION_HINT"]
         multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if products == "bf16" else None
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
+        if part != "whole":
+            head = cut_head(model)
+            model = head if part == "head" else model
+        if one_token:
+            paged_attention.take_one_token(model)
         if int8:
             let_what_follows_products_be_bfloat16(model)
         if graph == contract.DECODER and file.steps_in_8_bits and products == "f32":

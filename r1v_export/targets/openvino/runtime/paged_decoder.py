@@ -23,6 +23,7 @@ from r1v_export.targets.openvino.boundary import (
     pool_pairs,
 )
 from r1v_export.targets.openvino.library import ov
+from r1v_export.targets.openvino.runtime.cut_head import HEAD_INPUT
 from r1v_export.targets.openvino.runtime.model import Compiled
 from r1v_export.targets.openvino.runtime.paged_attention import BLOCK, new_pool, pool_shape
 from r1v_export.targets.openvino.runtime.run import naming
@@ -39,24 +40,30 @@ class DecoderGraphs(NamedTuple):
     steps: Compiled
     prompts: Compiled
     """That for rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
+    head: Compiled | None = None
+    """What makes logits of what both give; None where they give logits."""
     one_token: bool = False
     """Whether `steps` has static shapes, those of one new token of one row; `prompts` then computes all else."""
 
 
 class BoundGraph:
-    """A graph on one decoder's pools, which are to be bound first."""
+    """A graph on one decoder's pools, which are to be bound first, or its head."""
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled, self._request = compiled, compiled.model.create_infer_request()
-        self._logits = compiled.model.output(contract.LOGITS)
         self._inputs: dict[str, np.ndarray] = {}
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it has run."""
+        return self._compiled.weights.is_packed
 
     def bind(self, name: str, tensor: ov.Tensor) -> None:
         """Let runs read and write an input in place."""
         self._request.set_tensor(name, tensor)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Logits [1, W, V], valid until the next run.
+        """Logits [1, W, V], or what the head takes [1, W, E]; valid until the next run.
 
         Args:
             inputs: all but the pools; arrays that later runs may overwrite.
@@ -73,8 +80,8 @@ class BoundGraph:
                     self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
                     self._inputs[name] = array
             self._request.infer()
-            logits: np.ndarray = self._request.get_tensor(self._logits).data
-            return logits
+            output: np.ndarray = self._request.get_output_tensor().data
+            return output
 
 
 class PagedDecoder:
@@ -103,6 +110,10 @@ class PagedDecoder:
         self.on_decoding = on_decoding
         self._steps, self._one_token = BoundGraph(graphs.steps), graphs.one_token
         self._prompts = self._steps if graphs.prompts is graphs.steps else BoundGraph(graphs.prompts)
+        self._head = None if graphs.head is None else BoundGraph(graphs.head)
+        if self._head is not None and not self._head.is_packed:
+            # Weights that are packed are there twice, and the head's are the most: so before the layers'.
+            self._head.run({HEAD_INPUT: np.zeros((1, 1, sizes.hidden), np.float32)})
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
         self._row_blocks = 0
@@ -176,7 +187,9 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        logits_BPV: np.ndarray = self._graph_of(new_B).run(inputs)[0, places_of_wanted.reshape(logits_index_BP.shape)]
+        output = self._graph_of(new_B).run(inputs)
+        logits_1WV = output if self._head is None else self._head.run({HEAD_INPUT: output.copy()})
+        logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 
     def _graph_of(self, new_B: np.ndarray) -> BoundGraph:

@@ -145,7 +145,7 @@ def test_steps_with_inputs_in_8_bits_have_merged_products_and_prompts_in_bfloat1
     monkeypatch.setattr(f"{MODEL}.has_bfloat16_tiles", lambda: in_tiles)
     monkeypatch.setattr(f"{MODEL}.merge_small_products", recorded)
     opened = engine()
-    steps, prompts, _ = opened._decoder_graphs
+    steps, prompts, *_ = opened._decoder_graphs
     assert (steps is prompts) == (not in_tiles)
     (arrays,) = made  # of one graph
     assert len(arrays) == 2 * 2 * opened.sizes.layers  # weights and scales: of q, k and v, and of gate and up

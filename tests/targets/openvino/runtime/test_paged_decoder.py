@@ -125,6 +125,33 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
         assert distance < 2e-2
 
 
+def test_the_head_is_packed_before_the_layers_and_once(built, tmp_path, tiles, monkeypatch):
+    run, graphs = paged_decoder().BoundGraph.run, []
+    monkeypatch.setattr(
+        paged_decoder().BoundGraph, "run", lambda self, inputs: graphs.append(self._compiled) or run(self, inputs)
+    )
+    engine, hidden = open_paged(built, tmp_path, "bfloat16", "int8"), built.spec.language.hidden_size
+    head, steps = (getattr(engine._decoder_graphs, name) for name in ("head", "steps"))
+    KVCache(engine.decoder(2, 8)).append(normal(2, 1, hidden), np.array([1, 1]))
+    assert graphs == [head, steps, head]
+    KVCache(engine.decoder(2, 8)).append(normal(2, 1, hidden), np.array([1, 1]))
+    assert graphs[3:] == [steps, head]
+
+
+def test_steps_with_a_head_apart_have_the_bits_of_those_with_their_own(built, tmp_path, tiles):
+    engine = open_paged(built, tmp_path, "bfloat16", "int8")
+    apart = engine._decoder_graphs
+    own = apart._replace(steps=engine._compile_decoder(engine.attention), head=None)
+    prompts_SE = prompts(built.spec, [12, 3, 7])
+    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(3)]
+    found, expected = [], []
+    for graphs, results in ((apart, found), (own, expected)):
+        vars(engine)["_decoder_graphs"] = graphs
+        results += walk(engine, prompts_SE, steps)
+    for result, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
+
+
 def wait_for_threads():
     end = time.monotonic() + 60
     while is_opening():
@@ -233,9 +260,7 @@ def test_one_sequence_has_a_graph_for_one_token_and_all_else_is_computed_by_that
     assert taken == [prompt, token, token, prompt, token, prompt, prompt, token]
 
 
-def test_one_sequence_and_several_share_the_graph_for_prompts_and_settle_each_their_own(
-    built, tmp_path, tiles, monkeypatch
-):
+def test_one_sequence_and_several_share_prompts_and_head_and_settle_each_their_own(built, tmp_path, tiles, monkeypatch):
     asked, new = [], normal(2, 1, built.spec.language.hidden_size)
     monkeypatch.setattr(Settling, "begin", lambda self: asked.append(self))
     engine = open_paged(built, tmp_path, "bfloat16", "int8")
@@ -244,7 +269,9 @@ def test_one_sequence_and_several_share_the_graph_for_prompts_and_settle_each_th
     one, several, again = asked
     assert one is again is not several
     one, several = engine._one_sequence_graphs, engine._decoder_graphs
-    assert (one.prompts, one.one_token, several.one_token) == (several.prompts, True, False)
+    assert (one.prompts, one.head, one.one_token) == (several.prompts, several.head, True)
+    assert one.head is not None
+    assert not several.one_token
     assert one.steps is not several.steps
 
 
@@ -270,8 +297,8 @@ def test_a_server_has_no_graph_for_one_token(built, tmp_path, tiles, monkeypatch
 
 def test_without_a_graph_for_prompts_one_sequence_has_the_only_graph(paged):
     paged.one_sequence_decoder(8)
-    steps, prompts, one_token = paged._decoder_graphs
-    assert (steps is prompts, one_token, "_one_sequence_graphs" in vars(paged)) == (True, False, False)
+    steps, prompts, head, one_token = paged._decoder_graphs
+    assert (steps is prompts, head, one_token, "_one_sequence_graphs" in vars(paged)) == (True, None, False, False)
 
 
 class Recording:
