@@ -24,10 +24,10 @@ from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime.decoder import OpenVinoDecoder
 from r1v_export.targets.openvino.runtime.model import (
     Compiled,
-    Part,
     attention_of,
     attention_of_prompts,
     compile_graph,
+    compile_head,
 )
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.paged_decoder import DecoderGraphs, PagedDecoder
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class SharedGraphs(NamedTuple):
-    """What a decoder of one token and one of any tokens share, where prompts have a graph of their own."""
+    """What a decoder of one token and one of any tokens share."""
 
     prompts: Compiled
     head: Compiled
@@ -178,27 +178,26 @@ class OpenVinoEngine:
         return graphs
 
     def _open_decoder_graphs(self, begun: Begun = lambda: None, *, one_token: bool = False) -> DecoderGraphs:
-        if self.attention_of_prompts is None:
-            compiled = self._compile_decoder(self.attention, begun)
-            return DecoderGraphs(compiled, compiled)
-        compile_steps = partial(self._compile_decoder, self.attention, begun, "layers", one_token=one_token)
+        if self.attention is None:
+            return DecoderGraphs(whole := self._compile_decoder(None, begun), whole)
+        compile_steps = partial(self._compile_decoder, self.attention, begun, one_token=one_token)
         if self._shared is not None:
             return DecoderGraphs(compile_steps(), *self._shared, one_token)
+        prompts = self.attention_of_prompts
         # At the same time: compiling has work for one thread.
-        shared, steps = Opening(self._compile_shared_graphs), compile_steps()
-        self._shared = shared.result()
+        opening = Opening(partial(self._compile_decoder, prompts)) if prompts else None
+        steps = compile_steps()
+        head = compile_head(steps, self.folder, self._file, self.threads, self.attention)
+        self._shared = SharedGraphs(opening.result() if opening else steps, head)
         return DecoderGraphs(steps, *self._shared, one_token)
-
-    def _compile_shared_graphs(self, begun: Begun) -> SharedGraphs:
-        prompts = self._compile_decoder(self.attention_of_prompts, begun, "layers")
-        return SharedGraphs(prompts, head=self._compile_decoder(self.attention, part="head"))
 
     def _pack(self, graphs: DecoderGraphs, begun: Begun) -> None:
         """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
         is settled, and once more at the first answer: images have been encoded and caches are there by then."""
         begun()
-        decoder, start = self._over(graphs, 1, PROMPT_TOKENS + 1, self._new_settling()), np.zeros(1, np.int64)
+        start = np.zeros(1, np.int64)
         try:
+            decoder = self._over(graphs, 1, PROMPT_TOKENS + 1, self._new_settling())
             for new in (PROMPT_TOKENS, 1):
                 embeds, ids = np.zeros((1, new, self.sizes.hidden), np.float32), start[:, None] + np.arange(new)
                 decoder.step(embeds, ids, start, start + new, np.array([[new - 1]]))
@@ -219,17 +218,10 @@ class OpenVinoEngine:
         return PagedDecoder(graphs, pools, self.sizes, batch, capacity, settling.begin)
 
     def _compile_decoder(
-        self,
-        attention: Attention | None,
-        begun: Begun = lambda: None,
-        part: Part = "whole",
-        *,
-        one_token: bool = False,
+        self, attention: Attention | None, begun: Begun = lambda: None, *, one_token: bool = False
     ) -> Compiled:
         arguments = self.folder, self.bundle, contract.DECODER, self._file, self.threads
-        return compile_graph(
-            *arguments, keep=self.keep, attention=attention, one_token=one_token, part=part, begun=begun
-        )
+        return compile_graph(*arguments, keep=self.keep, attention=attention, one_token=one_token, begun=begun)
 
     def _open(self, graph: str, outputs: list[str] | None = None) -> Graph:
         int8 = self._image_products == "int8" and graph in contract.IMAGE_GRAPHS

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,16 +43,14 @@ _PART_OF_MEMORY = 16
 one sequence, and several, has a third one of the same size."""
 
 
-Part: TypeAlias = Literal["whole", "layers", "head"]
-"""Of a decoder: `layers` gives what `head` takes."""
-
-
 class Compiled(NamedTuple):
     """A graph that OpenVINO compiled."""
 
     model: ov.CompiledModel
     weights: HeldWeights
     """The mapped files, and matrices that were rounded or merged."""
+    head: ov.Model | None = None
+    """What a decoder was cut before, not compiled."""
 
 
 @kept_signal_stack()
@@ -67,7 +66,6 @@ def compile_graph(
     keep: bool = False,
     attention: Attention | None = None,
     one_token: bool = False,
-    part: Part = "whole",
     begun: Begun = lambda: None,
 ) -> Compiled:
     """Compile one graph of an engine for the CPU.
@@ -80,9 +78,8 @@ def compile_graph(
         outputs: values inside the graph to add to its outputs.
         int8: round float32 weights of products, and their inputs, to 8 bits.
         keep: keep many rounded weights on disk, see `kept_weights`.
-        attention: of a decoder over a pool of blocks.
+        attention: of a decoder over a pool of blocks, which then ends before its head, see `compile_head`.
         one_token: let that decoder take one new token of one row, and nothing else.
-        part: of that decoder.
         begun: called as soon as all else is read and OpenVINO compiles, which needs no lock of Python's.
 
     Raises:
@@ -90,7 +87,7 @@ def compile_graph(
     """
     path = engine / f"{graph}.onnx"
     properties = session_properties(graph, file, threads, attention)
-    try:
+    with _refusals(path):
         model = _read(path, attention)
         if graph == contract.VISION:
             attend_by_products(model)
@@ -99,9 +96,7 @@ def compile_graph(
         products = properties["INFERENCE_PRECISION_HINT"]
         multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if products == "bf16" else None
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
-        if part != "whole":
-            head = cut_head(model)
-            model = head if part == "head" else model
+        head = cut_head(model) if attention else None
         if one_token:
             paged_attention.take_one_token(model)
         if int8:
@@ -112,6 +107,35 @@ def compile_graph(
         begun()
         compiled = ov.Core().compile_model(model, _DEVICE, properties)
         weights.forget()
+    message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)s"
+    used, count = str(compiled.get_property("INFERENCE_PRECISION_HINT")), properties["INFERENCE_NUM_THREADS"]
+    used += f", attention in {attention.pools}" if attention else ""
+    log_event(_LOG, logging.INFO, message, graph=path, products=used, threads=Count(count, "thread"))
+    return Compiled(compiled, weights, head)
+
+
+@kept_signal_stack()
+def compile_head(
+    layers: Compiled, engine: Path, file: EngineFile, threads: int | None, attention: Attention
+) -> Compiled:
+    """Compile what was cut off a decoder's layers, for the same session as theirs.
+
+    Raises:
+        BundleError: OpenVINO refuses it.
+    """
+    properties = session_properties(contract.DECODER, file, threads, attention)
+    with _refusals(engine / f"{contract.DECODER}.onnx"):
+        return Compiled(ov.Core().compile_model(layers.head, _DEVICE, properties), HeldWeights(layers.weights.arrays))
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        BundleError: a graph cannot be read, or OpenVINO refuses it, in the block.
+    """
+    try:
+        yield
     except R1VError:
         raise
     except OSError as error:
@@ -123,11 +147,6 @@ def compile_graph(
             found=f"openvino {ov.__version__}: {shortened(error)}",
             fix="run `r1v-export verify`; if the bundle is sound, build it again with this openvino",
         ) from error
-    message = "%(graph)s: compiled for OpenVINO, products in %(products)s, %(threads)s"
-    used, count = str(compiled.get_property("INFERENCE_PRECISION_HINT")), properties["INFERENCE_NUM_THREADS"]
-    used += f", attention in {attention.pools}" if attention else ""
-    log_event(_LOG, logging.INFO, message, graph=path, products=used, threads=Count(count, "thread"))
-    return Compiled(compiled, weights)
 
 
 def _read(path: Path, attention: Attention | None) -> ov.Model:
