@@ -100,7 +100,7 @@ def test_graphs_have_the_threads_that_are_asked_for(of_r1v):
     try:
         engine = of_r1v.open()
         graphs = [getattr(engine, f"_{name}").compiled for name in GRAPHS if name != DECODER]
-        graphs += [engine._decoder_graphs.steps]
+        graphs += [engine._decoder_graphs]
     finally:
         use_threads(None)
     compiled = [graph.model for graph in graphs]

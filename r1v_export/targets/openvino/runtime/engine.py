@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
@@ -37,11 +37,8 @@ from r1v_export.weights_memory import Settling
 _LOG = logging.getLogger(__name__)
 
 
-class SharedGraphs(NamedTuple):
-    """What a decoder of one token and one of any tokens share."""
-
-    prompts: Compiled
-    head: Compiled
+Graphs: TypeAlias = DecoderGraphs | Compiled
+"""Of a decoder over a pool of blocks, or the one of a decoder with another cache."""
 
 
 class OpenVinoEngine:
@@ -71,8 +68,9 @@ class OpenVinoEngine:
         self.folder, self.bundle, self.sizes, self.threads = folder, bundle, sizes, threads
         self._image_products, self.keep = image_products, keep
         self._file = read_engine_file(folder)
-        self._opening: Opening[DecoderGraphs] | None = None
-        self._shared: SharedGraphs | None = None
+        self._opening: Opening[Graphs] | None = None
+        self._first: DecoderGraphs | None = None
+        """Those that were opened first: for one token and for any, prompts and head are the same."""
         self._serves = False
         self._settling = self._new_settling()
 
@@ -156,42 +154,43 @@ class OpenVinoEngine:
         return self._open(contract.EMBED)
 
     @cached_property
-    def _decoder_graphs(self) -> DecoderGraphs:
+    def _decoder_graphs(self) -> Graphs:
         opening, self._opening = self._opening, None  # once: graphs that failed to compile are compiled anew
         if opening and opening.is_here:
             return opening.result()
         if opening:
-            self._shared = None  # of the process that this one was forked from
+            self._first = None  # of the process that this one was forked from
         return self._open_decoder_graphs()
 
     @cached_property
-    def _one_sequence_graphs(self) -> DecoderGraphs:
+    def _one_sequence_graphs(self) -> Graphs:
         return self._open_decoder_graphs(one_token=True)
 
     @cached_property
     def _one_sequence_settling(self) -> Settling:
         return self._new_settling()
 
-    def _open_and_pack_decoder_graphs(self, begun: Begun) -> DecoderGraphs:
+    def _open_and_pack_decoder_graphs(self, begun: Begun) -> Graphs:
         graphs = self._open_decoder_graphs(begun)
         Opening(partial(self._pack, graphs))
         return graphs
 
-    def _open_decoder_graphs(self, begun: Begun = lambda: None, *, one_token: bool = False) -> DecoderGraphs:
+    def _open_decoder_graphs(self, begun: Begun = lambda: None, *, one_token: bool = False) -> Graphs:
         if self.attention is None:
-            return DecoderGraphs(whole := self._compile_decoder(None, begun), whole)
+            return self._compile_decoder(None, begun)
         compile_steps = partial(self._compile_decoder, self.attention, begun, one_token=one_token)
-        if self._shared is not None:
-            return DecoderGraphs(compile_steps(), *self._shared, one_token)
+        if self._first is not None:
+            return self._first._replace(steps=compile_steps(), one_token=one_token)
         prompts = self.attention_of_prompts
         # At the same time: compiling has work for one thread.
         opening = Opening(partial(self._compile_decoder, prompts)) if prompts else None
         steps = compile_steps()
         head = compile_head(steps, self.folder, self._file, self.threads, self.attention)
-        self._shared = SharedGraphs(opening.result() if opening else steps, head)
-        return DecoderGraphs(steps, *self._shared, one_token)
+        pools = getattr(ov.Type, self.attention.pools)
+        self._first = DecoderGraphs(steps, opening.result() if opening else steps, head, pools, one_token)
+        return self._first
 
-    def _pack(self, graphs: DecoderGraphs, begun: Begun) -> None:
+    def _pack(self, graphs: Graphs, begun: Begun) -> None:
         """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
         is settled, and once more at the first answer: images have been encoded and caches are there by then."""
         begun()
@@ -209,13 +208,10 @@ class OpenVinoEngine:
     def _new_settling(self) -> Settling:
         return Settling(self._file.weights_bytes(contract.DECODER))
 
-    def _over(
-        self, graphs: DecoderGraphs, batch: int, capacity: int, settling: Settling
-    ) -> OpenVinoDecoder | PagedDecoder:
-        if self.attention is None:
-            return OpenVinoDecoder(graphs.steps, self.sizes, batch, capacity, settling.begin)
-        pools = getattr(ov.Type, self.attention.pools)
-        return PagedDecoder(graphs, pools, self.sizes, batch, capacity, settling.begin)
+    def _over(self, graphs: Graphs, batch: int, capacity: int, settling: Settling) -> OpenVinoDecoder | PagedDecoder:
+        if isinstance(graphs, Compiled):
+            return OpenVinoDecoder(graphs, self.sizes, batch, capacity, settling.begin)
+        return PagedDecoder(graphs, self.sizes, batch, capacity, settling.begin)
 
     def _compile_decoder(
         self, attention: Attention | None, begun: Begun = lambda: None, *, one_token: bool = False

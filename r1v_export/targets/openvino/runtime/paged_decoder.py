@@ -40,8 +40,10 @@ class DecoderGraphs(NamedTuple):
     steps: Compiled
     prompts: Compiled
     """That for rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
-    head: Compiled | None = None
-    """What makes logits of what both give; None where they give logits."""
+    head: Compiled
+    """What makes logits of what both give."""
+    pools: ov.Type
+    """What the pools hold."""
     one_token: bool = False
     """Whether `steps` has static shapes, those of one new token of one row; `prompts` then computes all else."""
 
@@ -63,7 +65,7 @@ class BoundGraph:
         self._request.set_tensor(name, tensor)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Logits [1, W, V], or what the head takes [1, W, E]; valid until the next run.
+        """What the head takes [1, W, E], or the head's logits [1, W, V]; valid until the next run.
 
         Args:
             inputs: all but the pools; arrays that later runs may overwrite.
@@ -93,25 +95,23 @@ class PagedDecoder:
 
     Args:
         graphs: what it runs.
-        pools: what the pools hold.
         on_decoding: called behind each step of one new token per row.
     """
 
     def __init__(
         self,
         graphs: DecoderGraphs,
-        pools: ov.Type,
         sizes: Sizes,
         batch: int,
         capacity: int,
         on_decoding: Callable[[], None] = lambda: None,
     ) -> None:
-        self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, pools
+        self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, graphs.pools
         self.on_decoding = on_decoding
         self._steps, self._one_token = BoundGraph(graphs.steps), graphs.one_token
         self._prompts = self._steps if graphs.prompts is graphs.steps else BoundGraph(graphs.prompts)
-        self._head = None if graphs.head is None else BoundGraph(graphs.head)
-        if self._head is not None and not self._head.is_packed:
+        self._head = BoundGraph(graphs.head)
+        if not self._head.is_packed:
             # Weights that are packed are there twice, and the head's are the most: so before the layers'.
             self._head.run({HEAD_INPUT: np.zeros((1, 1, sizes.hidden), np.float32)})
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
@@ -187,8 +187,8 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        output = self._graph_of(new_B).run(inputs)
-        logits_1WV = output if self._head is None else self._head.run({HEAD_INPUT: output.copy()})
+        hidden_1WE = self._graph_of(new_B).run(inputs).copy()
+        logits_1WV = self._head.run({HEAD_INPUT: hidden_1WE})
         logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 

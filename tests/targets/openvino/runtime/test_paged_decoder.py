@@ -138,22 +138,6 @@ def test_the_head_is_packed_before_the_layers_and_once(built, tmp_path, tiles, m
     assert graphs[3:] == [steps, head]
 
 
-def test_steps_with_a_head_apart_have_the_bits_of_those_with_their_own(built, tmp_path, tiles, monkeypatch):
-    engine = open_paged(built, tmp_path, "bfloat16", "int8")
-    apart = engine._decoder_graphs
-    with monkeypatch.context() as patch:
-        patch.setattr("r1v_export.targets.openvino.runtime.model.cut_head", lambda model: None)
-        own = apart._replace(steps=engine._compile_decoder(engine.attention), head=None)
-    prompts_SE = prompts(built.spec, [12, 3, 7])
-    steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(3)]
-    found, expected = [], []
-    for graphs, results in ((apart, found), (own, expected)):
-        vars(engine)["_decoder_graphs"] = graphs
-        results += walk(engine, prompts_SE, steps)
-    for result, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(result, wanted)
-
-
 def wait_for_threads():
     end = time.monotonic() + 60
     while is_opening():
@@ -272,7 +256,6 @@ def test_one_sequence_and_several_share_prompts_and_head_and_settle_each_their_o
     assert one is again is not several
     one, several = engine._one_sequence_graphs, engine._decoder_graphs
     assert (one.prompts, one.head, one.one_token) == (several.prompts, several.head, True)
-    assert one.head is not None
     assert not several.one_token
     assert one.steps is not several.steps
 
@@ -299,9 +282,9 @@ def test_a_server_has_no_graph_for_one_token(built, tmp_path, tiles, monkeypatch
 
 def test_without_a_graph_for_prompts_one_sequence_has_the_only_graph(paged):
     paged.one_sequence_decoder(8)
-    steps, prompts, head, one_token = paged._decoder_graphs
-    assert (steps is prompts, one_token, "_one_sequence_graphs" in vars(paged)) == (True, False, False)
-    assert head is not None
+    graphs = paged._decoder_graphs
+    assert (graphs.steps is graphs.prompts, graphs.one_token) == (True, False)
+    assert "_one_sequence_graphs" not in vars(paged)
 
 
 class Recording:
