@@ -30,8 +30,8 @@ from r1v_export.user_cache import Entry, digest, file_states, is_off
 LEAST_BYTES = 64 << 20
 """Of 4-bit weights: preparing fewer takes less than a fifth of a second."""
 _GRAPH, _WEIGHTS = "graph.onnx", "weights.data"
-_FORM = "largest weights first"
-"""Of what this module writes, where it has changed since it was first released."""
+_FORMAT = 2
+"""Of what is kept, counted up where it changes."""
 _PAGE_BYTES, _PIECE_BYTES = 4096, 1 << 26
 _SAVED = {
     "session.optimized_model_external_initializers_file_name": _WEIGHTS,
@@ -118,7 +118,7 @@ class OptimizedGraph:
         build = ort.__version__, ort.get_build_info(), _processor()
         content = hashlib.sha256(self.content).hexdigest()
         entries = {name: value for name, value in entries.items() if name not in CHANGE_NO_RESULT}
-        return digest(json.dumps([_FORM, build, sorted(entries.items()), file_states(self._files), content]))
+        return digest(json.dumps([_FORMAT, build, sorted(entries.items()), file_states(self._files), content]))
 
 
 def worth_keeping(model: Model) -> bool:
@@ -138,8 +138,8 @@ def _as_it_is(options: ort.SessionOptions) -> None:
 
 
 def _put_largest_first(graph: Graph) -> None:
-    """Order nodes by the sizes of their weights, those of the same size as they were. What is computed when is not said
-    by a file's order: ONNX Runtime finds it where it opens the graph."""
+    """Order nodes by the sizes of their weights, those of the same size as they were. So a node may be before what it
+    reads, which ONNX forbids and ONNX Runtime takes: it finds an order to compute them in where it opens the graph."""
     sizes = {tensor.name: int(place["length"]) for tensor in graph.initializer if (place := _external(tensor))}
     graph.set_nodes(sorted(graph.node, key=lambda node: -max((sizes.get(name, 0) for name in node.input), default=0)))
 

@@ -24,6 +24,7 @@ def cut_head(model: ov.Model) -> ov.Model:
     while (before := first.input_value(0).get_node()).get_type_name() == "Convert":  # to what the product rounds to
         first = before
     value = first.input_value(0)
+    assert value.get_element_type() == ov.Type.f32
     parameter = ops.parameter(value.get_partial_shape(), value.get_element_type(), HEAD_INPUT)
     first.input(0).replace_source_output(parameter.output(0))
     parameter.output(0).set_names({HEAD_INPUT})

@@ -70,7 +70,7 @@ class OpenVinoEngine:
         self._file = read_engine_file(folder)
         self._opening: Opening[Graphs] | None = None
         self._first: DecoderGraphs | None = None
-        """Those that were opened first: for one token and for any, prompts and head are the same."""
+        """Those that were opened first, where prompts have a graph of their own: it and the head are lent to others."""
         self._serves = False
         self._settling = self._new_settling()
 
@@ -187,16 +187,16 @@ class OpenVinoEngine:
         steps = compile_steps()
         head = compile_head(steps, self.folder, self._file, self.threads, self.attention)
         pools = getattr(ov.Type, self.attention.pools)
-        self._first = DecoderGraphs(steps, opening.result() if opening else steps, head, pools, one_token)
-        return self._first
+        graphs = DecoderGraphs(steps, opening.result() if opening else steps, head, pools, one_token)
+        self._first = graphs if opening else None
+        return graphs
 
     def _pack(self, graphs: Graphs, begun: Begun) -> None:
         """Compute a prompt and a step of zeros: OpenVINO packs weights in a graph's first run. Then the weights' memory
         is settled, and once more at the first answer: images have been encoded and caches are there by then."""
         begun()
-        start = np.zeros(1, np.int64)
+        decoder, start = self._over(graphs, 1, PROMPT_TOKENS + 1, self._new_settling()), np.zeros(1, np.int64)
         try:
-            decoder = self._over(graphs, 1, PROMPT_TOKENS + 1, self._new_settling())
             for new in (PROMPT_TOKENS, 1):
                 embeds, ids = np.zeros((1, new, self.sizes.hidden), np.float32), start[:, None] + np.arange(new)
                 decoder.step(embeds, ids, start, start + new, np.array([[new - 1]]))

@@ -26,21 +26,22 @@ from r1v_export.targets.openvino.doctor import has_bfloat16
 from r1v_export.targets.openvino.engine_file import LEAST_GROUP, REBUILD, EngineFile, GraphWeights, Weight
 from r1v_export.targets.openvino.library import ov
 from r1v_export.targets.openvino.runtime import paged_attention
-from r1v_export.targets.openvino.runtime.cut_head import cut_head
+from r1v_export.targets.openvino.runtime.cut_head import HEAD_INPUT, cut_head
 from r1v_export.targets.openvino.runtime.held_weights import HeldWeights, forget_pages
 from r1v_export.targets.openvino.runtime.kept_weights import entry_of, keeping
 from r1v_export.targets.openvino.runtime.merged_products import merge_small_products
 from r1v_export.targets.openvino.runtime.paged_attention import Attention
 from r1v_export.targets.openvino.runtime.rounded_activations import let_what_follows_products_be_bfloat16
 from r1v_export.targets.openvino.runtime.rounded_weights import Multiply, multiply_in_bfloat16, multiply_in_int8
+from r1v_export.targets.openvino.runtime.run import naming
 from r1v_export.targets.openvino.runtime.tower_attention import attend_by_products
 from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
 _PART_OF_MEMORY = 16
-"""The weights of a second graph, as they lie in their files, are no more than a sixteenth of it. A process that decodes
-one sequence, and several, has a third one of the same size."""
+"""A decoder's weights, as they lie in their files, are no more than a sixteenth of it where a second graph holds those
+of its layers. A process that decodes one sequence, and several, has a third one of the same size."""
 
 
 class Compiled(NamedTuple):
@@ -50,7 +51,7 @@ class Compiled(NamedTuple):
     weights: HeldWeights
     """The mapped files, and matrices that were rounded or merged."""
     head: ov.Model | None = None
-    """What a decoder was cut before, not compiled."""
+    """What a decoder was cut before, not compiled, see `compile_head`."""
 
 
 @kept_signal_stack()
@@ -78,7 +79,7 @@ def compile_graph(
         outputs: values inside the graph to add to its outputs.
         int8: round float32 weights of products, and their inputs, to 8 bits.
         keep: keep many rounded weights on disk, see `kept_weights`.
-        attention: of a decoder over a pool of blocks, which then ends before its head, see `compile_head`.
+        attention: of a decoder over a pool of blocks, which then ends before its head, see `cut_head`.
         one_token: let that decoder take one new token of one row, and nothing else.
         begun: called as soon as all else is read and OpenVINO compiles, which needs no lock of Python's.
 
@@ -118,14 +119,21 @@ def compile_graph(
 def compile_head(
     layers: Compiled, engine: Path, file: EngineFile, threads: int | None, attention: Attention
 ) -> Compiled:
-    """Compile what was cut off a decoder's layers, for the same session as theirs.
+    """Compile what a decoder was cut before, with the properties of its layers, and pack its weights: what is packed is
+    there twice meanwhile, and the head's are the most, so that it is to be before the layers are.
 
     Raises:
         BundleError: OpenVINO refuses it.
+        GraphError: OpenVINO fails to run it.
     """
-    properties = session_properties(contract.DECODER, file, threads, attention)
+    properties, weights = session_properties(contract.DECODER, file, threads, attention), layers.weights.arrays
     with _refusals(engine / f"{contract.DECODER}.onnx"):
-        return Compiled(ov.Core().compile_model(layers.head, _DEVICE, properties), HeldWeights(layers.weights.arrays))
+        head = Compiled(ov.Core().compile_model(layers.head, _DEVICE, properties), HeldWeights(weights))
+        hidden = head.model.input(HEAD_INPUT).get_partial_shape()[2].get_length()
+        inputs = {HEAD_INPUT: np.zeros((1, 1, hidden), np.float32)}
+        with head.weights.packing(), naming(contract.DECODER, inputs):
+            head.model.create_infer_request().infer(inputs)
+    return head
 
 
 @contextmanager

@@ -55,11 +55,6 @@ class BoundGraph:
         self._compiled, self._request = compiled, compiled.model.create_infer_request()
         self._inputs: dict[str, np.ndarray] = {}
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether it has run."""
-        return self._compiled.weights.is_packed
-
     def bind(self, name: str, tensor: ov.Tensor) -> None:
         """Let runs read and write an input in place."""
         self._request.set_tensor(name, tensor)
@@ -111,9 +106,6 @@ class PagedDecoder:
         self._steps, self._one_token = BoundGraph(graphs.steps), graphs.one_token
         self._prompts = self._steps if graphs.prompts is graphs.steps else BoundGraph(graphs.prompts)
         self._head = BoundGraph(graphs.head)
-        if not self._head.is_packed:
-            # Weights that are packed are there twice, and the head's are the most: so before the layers'.
-            self._head.run({HEAD_INPUT: np.zeros((1, 1, sizes.hidden), np.float32)})
         self._pools: dict[str, np.ndarray] = dict.fromkeys(chain(*pool_pairs(sizes.layers)), np.empty(0))
         """By the graph's inputs."""
         self._row_blocks = 0
@@ -169,7 +161,7 @@ class PagedDecoder:
         logits_index_BP: np.ndarray,
         places_B: np.ndarray,
     ) -> np.ndarray:
-        """Run the graph once for the new tokens of some rows, [tokens, hidden] each; logits [B, P, V]."""
+        """Run graph and head once for the new tokens of some rows, [tokens, hidden] each; logits [B, P, V]."""
         new_B = np.array([len(each) for each in embeds])
         length_B = past_B + new_B
         begins = _begins(new_B)
@@ -187,8 +179,10 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        hidden_1WE = self._graph_of(new_B).run(inputs).copy()
-        logits_1WV = self._head.run({HEAD_INPUT: hidden_1WE})
+        hidden_1WE = self._graph_of(new_B).run(inputs)
+        logits_1WV = self._head.run(
+            {HEAD_INPUT: hidden_1WE.copy()}
+        )  # which keeps it, and the graph's next run changes it
         logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 

@@ -147,7 +147,7 @@ def test_steps_with_inputs_in_8_bits_have_merged_products_and_prompts_in_bfloat1
     opened = engine()
     steps, prompts, *_ = opened._decoder_graphs
     assert (steps is prompts) == (not in_tiles)
-    (arrays,) = filter(None, made)  # of one graph; the head alone has nothing to merge
+    (arrays,) = made  # of one graph
     assert len(arrays) == 2 * 2 * opened.sizes.layers  # weights and scales: of q, k and v, and of gate and up
     held = {id(each) for each in steps.weights.arrays}
     assert held >= {id(each) for each in arrays}

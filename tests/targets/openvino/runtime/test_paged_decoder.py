@@ -117,25 +117,31 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools are allocated anew under both graphs
     paged = open_paged(built, tmp_path, "bfloat16", "int8")
-    hints = [str(each.model.get_property("INFERENCE_PRECISION_HINT")) for each in paged._decoder_graphs[:2]]
-    assert hints == ["<Type: 'float32'>", "<Type: 'bfloat16'>"]
     prompts_SE = prompts(built.spec, [30, 3, 36])
     steps = [normal(3, 1, built.spec.language.hidden_size) for _ in range(6)]
     for distance in distances(walk(paged, prompts_SE, steps), walk(built.reference, prompts_SE, steps)):
         assert distance < 2e-2
 
 
-def test_the_head_is_packed_before_the_layers_and_once(built, tmp_path, tiles, monkeypatch):
-    run, graphs = paged_decoder().BoundGraph.run, []
-    monkeypatch.setattr(
-        paged_decoder().BoundGraph, "run", lambda self, inputs: graphs.append(self._compiled) or run(self, inputs)
-    )
-    engine, hidden = open_paged(built, tmp_path, "bfloat16", "int8"), built.spec.language.hidden_size
-    head, steps = (getattr(engine._decoder_graphs, name) for name in ("head", "steps"))
-    KVCache(engine.decoder(2, 8)).append(normal(2, 1, hidden), np.array([1, 1]))
-    assert graphs == [head, steps, head]
-    KVCache(engine.decoder(2, 8)).append(normal(2, 1, hidden), np.array([1, 1]))
-    assert graphs[3:] == [steps, head]
+@pytest.mark.parametrize("prompts_apart", [False, True])
+def test_the_head_is_packed_when_the_graphs_are_compiled_before_their_layers(built, tmp_path, request, prompts_apart):
+    if prompts_apart:
+        request.getfixturevalue("tiles")
+    engine = open_paged(built, tmp_path, "bfloat16", "int8")
+    graphs = engine._decoder_graphs
+    assert (graphs.steps is not graphs.prompts) == (engine.attention_of_prompts is not None)
+    assert [each.weights.is_packed for each in graphs[:3]] == [False, False, True]
+    KVCache(engine.decoder(2, 8)).append(normal(2, 1, built.spec.language.hidden_size), np.array([1, 1]))
+    assert graphs.steps.weights.is_packed
+
+
+def test_the_head_rounds_as_steps_do_and_has_the_threads_of_all(built, tmp_path, tiles):
+    engine = open_paged(built, tmp_path, "bfloat16", "int8")
+    engine.threads = 2
+    compiled = [each.model for each in engine._decoder_graphs[:3]]
+    assert [model.get_property("INFERENCE_NUM_THREADS") for model in compiled] == [2, 2, 2]
+    hints = [str(model.get_property("INFERENCE_PRECISION_HINT")) for model in compiled]
+    assert hints == ["<Type: 'float32'>", "<Type: 'bfloat16'>", "<Type: 'float32'>"]
 
 
 def wait_for_threads():
@@ -152,7 +158,7 @@ def test_a_server_s_weights_are_packed_before_there_is_a_prompt(built, tmp_path,
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 20)
     decoders, hidden = paged._decoder_graphs, built.spec.language.hidden_size
     wait_for_threads()
-    assert [each.weights.is_packed for each in decoders[:2]] == [not alone, not alone]
+    assert [each.weights.is_packed for each in decoders[:3]] == [not alone, not alone, True]
     prompts_SE, steps = prompts(built.spec, [30, 9]), [normal(2, 1, hidden)]
     (tmp_path / "not begun").mkdir()
     expected = walk(open_paged(built, tmp_path / "not begun", "bfloat16", "int8"), prompts_SE, steps)
@@ -255,8 +261,9 @@ def test_one_sequence_and_several_share_prompts_and_head_and_settle_each_their_o
     one, several, again = asked
     assert one is again is not several
     one, several = engine._one_sequence_graphs, engine._decoder_graphs
-    assert (one.prompts, one.head, one.one_token) == (several.prompts, several.head, True)
-    assert not several.one_token
+    assert one.prompts is several.prompts
+    assert one.head is several.head
+    assert (one.one_token, several.one_token) == (True, False)
     assert one.steps is not several.steps
 
 
