@@ -178,7 +178,7 @@ _OTHER_READINGS = (
 AVX2_CAUSES: Causes = {
     "contexts": {GENAI: f"{_SAME_KERNELS} {_OTHER_READINGS}", GENAI_EXACT: _SAME_KERNELS},
     "memory": {
-        GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name, measured before its head was packed first."
+        GENAI_HEADED: "A head in 4 bits; ours has it in the row of that name, from before it was packed first.",
     },
 }
 """Likewise on processors that have no AVX-512."""

@@ -40,8 +40,8 @@ from r1v_export.targets.openvino.signal_stack import kept_signal_stack
 _LOG = logging.getLogger(__name__)
 _DEVICE = "CPU"
 _PART_OF_MEMORY = 16
-"""A decoder's weights, as they lie in their files, are no more than a sixteenth of it where a second graph holds those
-of its layers. A process that decodes one sequence, and several, has a third one of the same size."""
+"""Where a second graph holds the weights of a decoder's layers, all of its weights, as they lie in their files, are no
+more than a sixteenth of it. A process that decodes one sequence, and several, has a third such graph."""
 
 
 class Compiled(NamedTuple):
@@ -119,8 +119,14 @@ def compile_graph(
 def compile_head(
     layers: Compiled, engine: Path, file: EngineFile, threads: int | None, attention: Attention
 ) -> Compiled:
-    """Compile what a decoder was cut before, with the properties of its layers, and pack its weights: what is packed is
-    there twice meanwhile, and the head's are the most, so that it is to be before the layers are.
+    """Compile what a decoder was cut before, and pack its weights.
+
+    What is packed is there twice meanwhile, and a head is the largest product: so before the layers are packed.
+
+    Args:
+        layers: with the head.
+        engine: folder of the decoder's graph.
+        file, threads, attention: as its layers were compiled with.
 
     Raises:
         BundleError: OpenVINO refuses it.

@@ -179,10 +179,9 @@ class PagedDecoder:
             BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
             MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
         }
-        hidden_1WE = self._graph_of(new_B).run(inputs)
-        logits_1WV = self._head.run(
-            {HEAD_INPUT: hidden_1WE.copy()}
-        )  # which keeps it, and the graph's next run changes it
+        # A copy, since the head keeps what it was given and the next run changes it.
+        hidden_1WE = self._graph_of(new_B).run(inputs).copy()
+        logits_1WV = self._head.run({HEAD_INPUT: hidden_1WE})
         logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 
