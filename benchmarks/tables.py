@@ -149,7 +149,7 @@ START = {
     "llama.cpp Q4_0": LLAMA,
 }
 
-_HEADED = "A head in 4 bits, with which ours is ahead, in the row of that name."
+_HEADED = "A head in 4 bits; ours with one is in the row of that name."
 Causes = Mapping[str, Mapping[str, str]]
 CAUSES: dict[str, dict[str, str]] = {
     "users": {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from r1v_export.bundle import Bundle
 from r1v_export.config import BuildConfig
 from r1v_export.model_spec import ModelSpec
 from r1v_export.targets.interface import BuildInputs
@@ -75,3 +77,11 @@ def openvino_built(request) -> OpenVino:
 def own(r1v, tmp_path) -> OpenVino:
     """A bundle of one's own, to break."""
     return make(r1v, tmp_path / "bundle")
+
+
+@pytest.fixture
+def open_int8_inputs(int8_inputs_bundle: Path) -> Callable[[], Any]:
+    """Opens anew what decodes a bundle whose 4-bit weights have inputs in 8 bits."""
+    bundle = Bundle.open(int8_inputs_bundle)
+    engine = bundle.folder / "engines/onnxruntime/decoder/openvino"
+    return lambda: OpenVinoTarget().open_decoder(engine, bundle.folder, bundle.spec)

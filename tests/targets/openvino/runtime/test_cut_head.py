@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from r1v_export import contract
-from r1v_export.bundle import Bundle
 from r1v_export.runner.kv_cache import KVCache
-from r1v_export.targets.openvino.target import OpenVinoTarget
 from tests.targets.openvino.conftest import NEEDS_OPENVINO
 
 pytestmark = NEEDS_OPENVINO
-ENGINE = "engines/onnxruntime/decoder/openvino"
 WIDTH, WORDS = 16, 40
 
 
@@ -61,7 +58,7 @@ def test_layers_and_head_give_what_the_whole_gives(biased: bool, rounded: bool, 
 
 
 def test_steps_with_inputs_in_8_bits_have_the_bits_of_a_decoder_that_is_not_cut(
-    int8_inputs_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    open_int8_inputs: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from r1v_export.targets.openvino.library import ov
     from r1v_export.targets.openvino.runtime.cut_head import HEAD_INPUT
@@ -73,14 +70,14 @@ def test_steps_with_inputs_in_8_bits_have_the_bits_of_a_decoder_that_is_not_cut(
         logits.output(0).set_names({HEAD_INPUT})
         return ov.Model([ov.opset13.result(logits)], [logits])
 
-    bundle, found = Bundle.open(int8_inputs_bundle), list[list[np.ndarray]]()
+    found = list[list[np.ndarray]]()
     for is_cut in (True, False):
-        engine = OpenVinoTarget().open_decoder(bundle.folder / ENGINE, bundle.folder, bundle.spec)
+        engine = open_int8_inputs()
         with monkeypatch.context() as patch:
             if not is_cut:
                 patch.setattr("r1v_export.targets.openvino.runtime.model.cut_head", cut_behind_the_head)
             cache = KVCache(engine.decoder(2, 60))
-        random, hidden = np.random.default_rng(0), bundle.spec.sizes.hidden
+        random, hidden = np.random.default_rng(0), engine.sizes.hidden
         found.append([])
         for counts in ([30, 9], [1, 1], [2, 5]):
             new = random.standard_normal((2, max(counts), hidden)).astype(np.float32)

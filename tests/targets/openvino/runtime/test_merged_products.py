@@ -7,14 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from r1v_export.bundle import Bundle
 from r1v_export.runner.kv_cache import KVCache
 from r1v_export.targets.openvino.doctor import has_bfloat16
-from r1v_export.targets.openvino.target import OpenVinoTarget
 from tests.targets.openvino.conftest import NEEDS_OPENVINO
 
 pytestmark = NEEDS_OPENVINO
-ENGINE = "engines/onnxruntime/decoder/openvino"
 INPUTS, GROUP = 256, 128
 MODEL = "r1v_export.targets.openvino.runtime.model"
 """Not imported here: it needs OpenVINO."""
@@ -122,15 +119,9 @@ def test_other_products_stay(given) -> None:
     assert (products(model), made) == (len(given["columns"]), [])
 
 
-@pytest.fixture
-def engine(int8_inputs_bundle):
-    bundle = Bundle.open(int8_inputs_bundle)
-    return lambda: OpenVinoTarget().open_decoder(bundle.folder / ENGINE, bundle.folder, bundle.spec)
-
-
 @pytest.mark.parametrize("in_tiles", [True, False])
 def test_steps_with_inputs_in_8_bits_have_merged_products_and_prompts_in_bfloat16_have_none(
-    engine, monkeypatch, in_tiles
+    open_int8_inputs, monkeypatch, in_tiles
 ) -> None:
     if not has_bfloat16():
         pytest.skip("this CPU has no bfloat16 products")
@@ -144,7 +135,7 @@ def test_steps_with_inputs_in_8_bits_have_merged_products_and_prompts_in_bfloat1
 
     monkeypatch.setattr(f"{MODEL}.has_bfloat16_tiles", lambda: in_tiles)
     monkeypatch.setattr(f"{MODEL}.merge_small_products", recorded)
-    opened = engine()
+    opened = open_int8_inputs()
     steps, prompts, *_ = opened._decoder_graphs
     assert (steps is prompts) == (not in_tiles)
     (arrays,) = made  # of one graph
@@ -153,13 +144,13 @@ def test_steps_with_inputs_in_8_bits_have_merged_products_and_prompts_in_bfloat1
     assert held >= {id(each) for each in arrays}
 
 
-def test_a_decoder_computes_the_same_bits(engine, monkeypatch) -> None:
+def test_a_decoder_computes_the_same_bits(open_int8_inputs, monkeypatch) -> None:
     logits = []
     for merge in (True, False):
         with monkeypatch.context() as patch:
             if not merge:
                 patch.setattr(f"{MODEL}.merge_small_products", lambda model: [])
-            opened = engine()
+            opened = open_int8_inputs()
             cache, hidden = KVCache(opened.decoder(3, 200)), opened.sizes.hidden
         random = np.random.default_rng(2)
         logits.append([])
@@ -170,11 +161,11 @@ def test_a_decoder_computes_the_same_bits(engine, monkeypatch) -> None:
         np.testing.assert_array_equal(merged_here, alone)
 
 
-def test_one_sequence_has_merged_products_and_computes_what_several_rows_do(engine, monkeypatch) -> None:
+def test_one_sequence_has_merged_products_and_computes_what_several_rows_do(open_int8_inputs, monkeypatch) -> None:
     if not has_bfloat16():
         pytest.skip("this CPU has no bfloat16 products")
     monkeypatch.setattr(f"{MODEL}.has_bfloat16_tiles", lambda: True)
-    opened, logits = engine(), []
+    opened, logits = open_int8_inputs(), []
     for decoder in (opened.one_sequence_decoder(200), opened.decoder(1, 200)):
         random, cache = np.random.default_rng(2), KVCache(decoder)
         logits.append([])

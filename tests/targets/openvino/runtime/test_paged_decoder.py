@@ -124,12 +124,16 @@ def test_prompts_are_computed_by_a_graph_of_their_own_on_the_same_pools(built, t
 
 
 @pytest.mark.parametrize("prompts_apart", [False, True])
-def test_the_head_is_packed_when_the_graphs_are_compiled_before_their_layers(built, tmp_path, request, prompts_apart):
+def test_the_head_is_packed_when_the_graphs_are_compiled_before_their_layers(
+    built, tmp_path, request, monkeypatch, prompts_apart
+):
     if prompts_apart:
         request.getfixturevalue("tiles")
+    else:
+        monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: False)
     engine = open_paged(built, tmp_path, "bfloat16", "int8")
     graphs = engine._decoder_graphs
-    assert (graphs.steps is not graphs.prompts) == (engine.attention_of_prompts is not None)
+    assert (graphs.steps is not graphs.prompts) == prompts_apart
     assert [each.weights.is_packed for each in graphs[:3]] == [False, False, True]
     KVCache(engine.decoder(2, 8)).append(normal(2, 1, built.spec.language.hidden_size), np.array([1, 1]))
     assert graphs.steps.weights.is_packed
@@ -201,20 +205,6 @@ def test_memory_of_weights_is_settled_behind_the_first_step_for_one_token(built,
         assert len(asked) == times
 
 
-def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(built, tmp_path, tiles, monkeypatch):
-    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
-    decoder = open_paged(built, tmp_path, "bfloat16", "int8").decoder(4, 48)
-    taken = []
-    for name in ("_steps", "_prompts"):
-        runs = getattr(decoder, name)
-        monkeypatch.setattr(runs, "run", Recording(runs.run, lambda name=name: taken.append(name)))
-    cache = KVCache(decoder)
-    for counts in ([8], [7], [7, 7, 7], [1, 9, 1]):
-        new = normal(len(counts), max(counts), built.spec.language.hidden_size)
-        cache.append(new, np.array(counts))
-    assert taken == ["_prompts", "_steps", "_steps", "_prompts"]
-
-
 def taken_by(decoder, monkeypatch):
     """The graphs that a decoder runs from now on."""
     taken = []
@@ -222,6 +212,16 @@ def taken_by(decoder, monkeypatch):
         graph = getattr(decoder, name)
         monkeypatch.setattr(graph, "run", Recording(graph.run, lambda name=name: taken.append(name)))
     return taken
+
+
+def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(built, tmp_path, tiles, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
+    decoder = open_paged(built, tmp_path, "bfloat16", "int8").decoder(4, 48)
+    taken, cache = taken_by(decoder, monkeypatch), KVCache(decoder)
+    for counts in ([8], [7], [7, 7, 7], [1, 9, 1]):
+        new = normal(len(counts), max(counts), built.spec.language.hidden_size)
+        cache.append(new, np.array(counts))
+    assert taken == ["_prompts", "_steps", "_steps", "_prompts"]
 
 
 def test_one_sequence_has_a_graph_for_one_token_and_all_else_is_computed_by_that_for_prompts(
