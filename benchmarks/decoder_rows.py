@@ -1,7 +1,7 @@
 """Steps of several rows, prompts, and both behind a long context: a bundle's decoder by OpenVINO and by ONNX Runtime.
 
 Both open the same INT4 bundle, such as that of `serving.py --prepare`, and take turns; embeddings are random. *16 rows,
-96 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
+240 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
 Each step is of another number of tokens than the one before it; *again* is the same step once more, which is all that
 a decoder does as long as no row joins or leaves.
 
@@ -24,7 +24,6 @@ import numpy as np
 from measure import interleaved, machine, ratio, write_results
 
 from r1v_export.contract import Decoder
-from r1v_export.runner.batching.engine_batch import PROMPT_TOKENS_WITH_OTHERS as PIECE
 from r1v_export.runner.kv_cache import open_cache
 from r1v_export.runner.open_runner import open_runner
 from r1v_export.targets.decoders import decoder_part
@@ -34,6 +33,8 @@ OURS, ALONE = "openvino", "onnxruntime"
 OF_ROWS = "openvino, for several rows"
 ROWS = (1, 2, 4, 8, 16, 32)
 PROMPTS = (64, 150, 300, 512)
+PIECES = (96, 240)
+"""Tokens of a prompt in a step with others: what serving gives them without tiles of bfloat16, and with them."""
 SHORT = (8, 16, 32, 64)
 BEHIND = 200
 """Tokens that every row has when it is decoded."""
@@ -54,13 +55,13 @@ class Steps:
         self.long = engine.decoder(1, LONG + 512)
         for start in range(0, LONG, 512):
             self.prompt(self.long, 512, start)
-        self.ragged = engine.cache_limits().ragged
+        self.ragged = engine.cache_limits().ragged_tokens > 0
 
     def measure(self) -> dict[str, float]:
         steps: dict[str, Callable[[], None]] = {
             **{f"{rows} rows{again}": partial(self.decode, rows) for rows in ROWS for again in ("", " again")},
             **{f"{tokens} tokens": partial(self.prompt, self.rows, tokens) for tokens in PROMPTS},
-            f"16 rows, {PIECE} tokens": self.mixed,
+            **{f"16 rows, {tokens} tokens": partial(self.mixed, tokens) for tokens in PIECES},
             f"1 token behind {LONG}": partial(self.prompt, self.long, 1, LONG),
             f"512 tokens behind {LONG}": partial(self.prompt, self.long, 512, LONG),
         }
@@ -77,16 +78,16 @@ class Steps:
         places, last = start + np.arange(tokens)[None], np.array([[tokens - 1]])
         decoder.step(self.embeds_BSE[:1, :tokens], places, start_B, start_B + tokens, last, row)
 
-    def mixed(self) -> None:
+    def mixed(self, tokens: int) -> None:
         """16 rows, and a piece of a prompt in the row behind them."""
         if not self.ragged:
             self.decode(16)
-            self.prompt(self.rows, PIECE, row=16)
+            self.prompt(self.rows, tokens, row=16)
             return
         start_B = np.array([*[BEHIND] * 16, 0])
-        last = np.array([*[[0]] * 16, [PIECE - 1]])
-        places = start_B[:, None] + np.arange(PIECE)
-        self.rows.step(self.embeds_BSE[:17, :PIECE], places, start_B, start_B + PIECE, last)
+        last = np.array([*[[0]] * 16, [tokens - 1]])
+        places = start_B[:, None] + np.arange(tokens)
+        self.rows.step(self.embeds_BSE[:17, :tokens], places, start_B, start_B + tokens, last)
 
 
 class OneSequence:

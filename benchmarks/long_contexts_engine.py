@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from r1v_export.contract import Engine, Sizes
 
 CHUNK = 512
-"""Prompt tokens of a run: `kv_cache.PREFILL_CHUNK`, and llama.cpp's default."""
+"""Prompt tokens of a run: `contract.PREFILL_CHUNK`, and llama.cpp's default."""
 SIZES = "sizes.json"
 """In our engine's folder: a `contract.Sizes`, which a bundle's documents say and these builds have none of."""
 SEED = 20
@@ -84,7 +84,8 @@ def answers_of(engine: Engine) -> Job:
 
     import numpy as np
 
-    from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, embed_chosen, open_cache, plan_capacity, prefill
+    from r1v_export.contract import PREFILL_CHUNK
+    from r1v_export.runner.kv_cache import KVCache, embed_chosen, open_cache, plan_capacity, prefill
 
     assert PREFILL_CHUNK == CHUNK
 

@@ -180,6 +180,13 @@ def graph_contracts(sizes: Sizes) -> Mapping[str, GraphContract]:
     return {graph.name: graph for graph in (vision, projector, embed, decoder)}
 
 
+PREFILL_CHUNK = 512
+"""Prompt tokens of a step on a GPU, which needs so many to be busy; they bound what attention takes, too."""
+
+CPU_PREFILL_CHUNK = 160
+"""The same on a CPU, where products of so many rows run at the full rate already."""
+
+
 @dataclass(frozen=True)
 class CacheLimits:
     """What the key-value caches of an engine can be.
@@ -189,14 +196,18 @@ class CacheLimits:
         max_rows: sequences of a decoder, at most; None for any number.
         capacity: slots that every sequence has, however few are asked for; None where they are as many as those.
         logit_positions: new tokens of a sequence whose logits one step gives, at most; None for any number.
-        ragged: whether a step neither computes nor keeps what pads a row: rows of different lengths go together.
+        prefill_chunk: prompt tokens of a step, where nobody says how many: with fewer the engine has not its full
+            rate, and with more all others wait longer for nothing.
+        ragged_tokens: where a step neither computes nor keeps what pads a row, so that rows of different lengths go
+            together: new tokens of all rows, prompts' and others', of a step that has both; 0 elsewhere.
     """
 
     slot_bytes: int
     max_rows: int | None = None
     capacity: int | None = None
     logit_positions: int | None = None
-    ragged: bool = False
+    prefill_chunk: int = PREFILL_CHUNK
+    ragged_tokens: int = 0
 
 
 class Decoder(Protocol):

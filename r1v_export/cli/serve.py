@@ -89,7 +89,7 @@ _ENGINE_OPTIONS = (
 @click.option(
     "--prefill-chunk",
     type=WholeNumber(min=1),
-    show_default="160 with --device cpu, else 512",
+    show_default="160 or 256 with --device cpu, else 512",
     help="Prompt tokens between two decoder steps, at most; fewer make streams smoother.",
 )
 @draft_tokens_option
@@ -184,7 +184,7 @@ def command(
         CapabilityError: a package is missing, or the port is taken.
     """
     _require_packages()
-    from r1v_export.runner.batching.options import BatchingOptions, default_prefill_chunk
+    from r1v_export.runner.batching.options import BatchingOptions
     from r1v_export.serve.app import create_app
     from r1v_export.serve.server import run_server
     from r1v_export.serve.settings import Limits, ServerSettings
@@ -201,8 +201,8 @@ def command(
         refuse_given(context, ("cache_mib", "prefill_chunk", "draft_tokens"), LIBRARY_S_LOOP, "omit it")
     if triton is None:
         refuse_unread_model(target)
-        bytes_, chunk = (cache_mib * _MIB, image_cache_mib * _MIB), prefill_chunk or default_prefill_chunk(device)
-        options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=chunk, draft_tokens=draft_tokens)
+        bytes_ = cache_mib * _MIB, image_cache_mib * _MIB
+        options = BatchingOptions(max_rows, max_queued, *bytes_, prefill_chunk=prefill_chunk, draft_tokens=draft_tokens)
         backend, notes = _own_loop(bundle, target, (vision_target, decoder_target), model, device, engine, options)
     else:
         fix = "omit it; `r1v-export deploy triton` has those of the deployment"

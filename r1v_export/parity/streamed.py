@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from r1v_export import contract
+from r1v_export.contract import PREFILL_CHUNK
 from r1v_export.errors import InputError
 from r1v_export.log_event import log_event
 from r1v_export.memory import opened
@@ -47,7 +48,7 @@ from r1v_export.parity.ranges import Magnitudes, range_facts, recorder, saturati
 from r1v_export.parity.samples import ParitySample
 from r1v_export.parity.schema import ParityReport, StreamedSample
 from r1v_export.progress import ProgressCallback, ignore_progress
-from r1v_export.runner.kv_cache import PREFILL_CHUNK, new_token_budget, plan_capacity
+from r1v_export.runner.kv_cache import new_token_budget, plan_capacity
 
 if TYPE_CHECKING:
     from r1v_export.contract import OpenCache, Run

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from r1v_export.contract import BlockwiseEngine
+from r1v_export.contract import PREFILL_CHUNK, BlockwiseEngine
 from r1v_export.memory import opened
 from r1v_export.parity.boundaries import embed_prompt, image_embeds
 from r1v_export.parity.endpoints import Endpoint
 from r1v_export.parity.metrics import log_softmax
 from r1v_export.parity.schema import FEWEST_TEXT_TOKENS, TextFacts
 from r1v_export.progress import ProgressCallback, ignore_progress
-from r1v_export.runner.kv_cache import PREFILL_CHUNK, KVCache, plan_capacity, prefill
+from r1v_export.runner.kv_cache import KVCache, plan_capacity, prefill
 
 if TYPE_CHECKING:
     from r1v_export.contract import OpenCache, Run

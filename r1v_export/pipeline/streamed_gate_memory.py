@@ -15,6 +15,7 @@ from typing import Literal
 
 from r1v_export.checkpoint.names import EMBED_TOKENS, LM_HEAD, expected_tensors
 from r1v_export.config import ParityConfig
+from r1v_export.contract import PREFILL_CHUNK
 from r1v_export.model_spec import ModelSpec
 from r1v_export.parity.schema import FEWEST_TEXT_TOKENS
 from r1v_export.parity.streamed import ACTIVATION_MEMORY_BYTES
@@ -22,7 +23,6 @@ from r1v_export.parity.texts import ROWS_AT_ONCE
 from r1v_export.pipeline.estimate import GENERATED_TILES, positions, question_tokens
 from r1v_export.pipeline.held_weights import HeldWeights
 from r1v_export.quantization.recipe import Imported, Scheme
-from r1v_export.runner.kv_cache import PREFILL_CHUNK
 
 Engine = Literal["arithmetic", "quantization", "engine"]
 """Whose block: a reference, by the gate that it is for (the fake-quantized model and the original), or the target's."""

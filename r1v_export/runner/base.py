@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1v_export.contract import VisionEngine
+from r1v_export.contract import PREFILL_CHUNK, VisionEngine
 from r1v_export.count import Count
 from r1v_export.errors import R1VError, UsageError
 from r1v_export.generation import Sampling
@@ -22,7 +22,6 @@ from r1v_export.runner.batching.batch import Batch
 from r1v_export.runner.encoded_prompt import EncodedPrompt, OpenPrompt
 from r1v_export.runner.guided import GuideCompiler
 from r1v_export.runner.image_encoder import ImageEncoder
-from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.runner.prompt_encoder import PromptEncoder, Request
 from r1v_export.serialized.pipeline import PipelineDocument
 
@@ -177,7 +176,7 @@ class BaseRunner(PromptEncoder, ABC):
         max_rows: int,
         cache_bytes: int | None = None,
         keep_prefixes: bool = False,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = PREFILL_CHUNK,
         draft_tokens: int = 0,
     ) -> Batch[Any]:
         """Requests that are answered together, none yet.
@@ -186,7 +185,8 @@ class BaseRunner(PromptEncoder, ABC):
             max_rows: how many, at most.
             cache_bytes: of the key-value cache, at most; None for any.
             keep_prefixes: keep what finished requests leave in the cache, for those that begin alike.
-            prefill_chunk: prompt tokens between two decoder steps, at most.
+            prefill_chunk: prompt tokens between two decoder steps, at most; None for what the engine says, see
+                `CacheLimits`.
             draft_tokens: of a request that a step checks, at most, as in `batching.speculation`; 0 for none.
         """
 

@@ -5,12 +5,11 @@ tiles -> vision -> projector -> embed -> prefill -> decode -> reasoning and text
 
 from __future__ import annotations
 
-from r1v_export.contract import Engine
+from r1v_export.contract import PREFILL_CHUNK, Engine
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.base import BaseRunner
 from r1v_export.runner.batching.cache_rows import CacheRows
 from r1v_export.runner.batching.engine_batch import EngineBatch
-from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.serialized.pipeline import PipelineDocument
 
 
@@ -45,7 +44,7 @@ class EngineRunner(BaseRunner):
         max_rows: int,
         cache_bytes: int | None = None,
         keep_prefixes: bool = False,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = PREFILL_CHUNK,
         draft_tokens: int = 0,
     ) -> EngineBatch:
         rows = CacheRows(self.engine, self.max_positions, max_rows, cache_bytes, keep_prefixes, drafts=draft_tokens > 0)

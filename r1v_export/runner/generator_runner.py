@@ -5,12 +5,11 @@ tiles -> vision -> projector -> the library -> reasoning and text
 
 from __future__ import annotations
 
-from r1v_export.contract import VisionEngine
+from r1v_export.contract import PREFILL_CHUNK, VisionEngine
 from r1v_export.generation import Generator
 from r1v_export.processing.tokenizer import Tokenizer
 from r1v_export.runner.base import TILES_PER_RUN, BaseRunner
 from r1v_export.runner.batching.generator_batch import GeneratorBatch
-from r1v_export.runner.kv_cache import PREFILL_CHUNK
 from r1v_export.serialized.pipeline import PipelineDocument
 
 
@@ -47,7 +46,7 @@ class GeneratorRunner(BaseRunner):
         max_rows: int,
         cache_bytes: int | None = None,
         keep_prefixes: bool = False,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = PREFILL_CHUNK,
         draft_tokens: int = 0,
     ) -> GeneratorBatch:
         """Requests in the library together; cache and loop are its own, with their sizes, prefixes and drafts."""

@@ -10,16 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1v_export.contract import Decoder, DecoderEngine, DecodesOneSequence, Engine
+from r1v_export.contract import PREFILL_CHUNK, Decoder, DecoderEngine, DecodesOneSequence, Engine
 from r1v_export.count import Count
 from r1v_export.errors import InputError
 from r1v_export.progress import ProgressCallback, ignore_progress
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple of this, so that engines meet few different shapes."""
-
-PREFILL_CHUNK = 512
-"""Prompt tokens per decoder step: bounds the memory that attention takes on long prompts."""
 
 
 class KVCache:
@@ -57,7 +54,7 @@ class KVCache:
         self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray
     ) -> np.ndarray:
         """The same for the first B rows, with logits [B, P, V] after some of their tokens, the last valid one among
-        them; for decoders that are `CacheLimits.ragged`: padding takes no slots."""
+        them; for decoders with `CacheLimits.ragged_tokens`: padding takes no slots."""
         start_B = self.lengths_B[: len(new_B)]
         self._require_room(*max(zip(start_B.tolist(), new_B.tolist(), strict=True), key=sum))
         return self._run(inputs_embeds_BSE, new_B, logits_index_BP, first_row=0)
@@ -177,14 +174,15 @@ def prefill(
             break
         chunks = [prompt[start : start + PREFILL_CHUNK] for prompt in prompts_SE]
         new_B = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
-        latest_BV = cache.append(_pad_right(chunks), new_B)
+        latest_BV = cache.append(pad_right(chunks), new_B)
         # A row that ended in an earlier chunk keeps the logits it had there.
         logits_BV = latest_BV if logits_BV.size == 0 else np.where(new_B[:, None] > 0, latest_BV, logits_BV)
         on_progress(min(start + PREFILL_CHUNK, longest), longest)
     return logits_BV
 
 
-def _pad_right(rows_SE: Sequence[np.ndarray]) -> np.ndarray:
+def pad_right(rows_SE: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows [B, S, E] of rows [S, E] of different lengths, with zeros behind them."""
     longest = max(len(row) for row in rows_SE)
     padded_BSE = np.zeros((len(rows_SE), longest, rows_SE[0].shape[1]), dtype=np.float32)
     for padded_SE, row_SE in zip(padded_BSE, rows_SE, strict=True):

@@ -61,10 +61,10 @@ def test_a_value_that_cannot_be_says_what_to_give(
 
 @pytest.mark.parametrize(
     ("given", "chunk"),
-    [((), 160), (("--device", "cuda"), 512), (("--prefill-chunk", "40"), 40)],
+    [((), None), (("--prefill-chunk", "40"), 40)],
 )
-def test_prompts_go_in_by_pieces_that_keep_the_device_busy(
-    given: tuple[str, ...], chunk: int, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_says_how_large_pieces_of_prompts_are_unless_an_option_does(
+    given: tuple[str, ...], chunk: int | None, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[BatchingOptions] = []
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from r1v_export.contract import CPU_PREFILL_CHUNK
 from r1v_export.reference.model import Model, ReferenceEngine
 
 INTERNVIT_300M = {"norm": "layer_norm", "qk_norm": False, "qkv_bias": True}
@@ -134,6 +135,10 @@ def test_the_engine_keeps_the_contracts_shapes(engine, model, pixels, input_ids)
 
 
 @torch.no_grad()
+def test_pieces_of_prompts_are_as_short_as_on_other_engines_on_a_cpu(engine):
+    assert engine.cache_limits().prefill_chunk == CPU_PREFILL_CHUNK
+
+
 def test_the_blocks_lead_to_the_vision_features(engine, model, pixels):
     blocks = list(engine.vision_blocks(pixels))
     assert len(blocks) == model.spec.vision.num_layers

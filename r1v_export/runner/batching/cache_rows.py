@@ -86,16 +86,16 @@ class CacheRows:
         """Slots of each row."""
         return 0 if self._cache is None else self._cache.decoder.capacity
 
-    @property
-    def ragged(self) -> bool:
-        """Whether rows of different lengths go together in a step, see `CacheLimits`."""
-        return self._limits.ragged
+    @cached_property
+    def limits(self) -> CacheLimits:
+        """Of the engine."""
+        return self.engine.cache_limits()
 
     def usage(self) -> CacheUsage:
         """How large the cache is now."""
         rows = len(self._rows)
         kept = sum(not row.owned and len(row.tokens) > 0 for row in self._rows)
-        return CacheUsage(rows, kept, rows * self.capacity * self._limits.slot_bytes if rows else 0)
+        return CacheUsage(rows, kept, rows * self.capacity * self.limits.slot_bytes if rows else 0)
 
     def room_behind(self, prompt_tokens: int) -> int:
         """Slots behind a prompt in the largest row that the budget allows; at least 1.
@@ -109,7 +109,7 @@ class CacheRows:
                 "The request is too long for the key-value cache.",
                 where="request",
                 expected=f"fewer than {Count(self._longest, 'token')}, which {self.budget_bytes} bytes hold",
-                found=f"{Count(prompt_tokens, 'token')}, {Count(self._limits.slot_bytes, 'byte')} each",
+                found=f"{Count(prompt_tokens, 'token')}, {Count(self.limits.slot_bytes, 'byte')} each",
                 fix="use a shorter prompt, fewer images or tiles, or raise the budget",
             )
         return room
@@ -160,9 +160,10 @@ class CacheRows:
             self.cache.copy_row(source.index, row.index, most)
             row.tokens.take(tokens, most)
 
-    def place_next(self, row: CacheRow) -> None:
-        """Let a row lie right behind those that are decoded."""
-        self._swap(row, self._rows[self.decoding])
+    def place_next(self, *rows: CacheRow) -> None:
+        """Let rows lie right behind those that are decoded, in this order."""
+        for index, row in enumerate(rows, self.decoding):
+            self._swap(row, self._rows[index])
 
     def start(self, row: CacheRow) -> None:
         """Let a row be decoded, with the others before it."""
@@ -182,7 +183,7 @@ class CacheRows:
     def longest_step(self) -> int:
         """Tokens that a step can give each row that is decoded, with the logits after each of them."""
         room = self.capacity - max(len(row.tokens) for row in self._rows[: self.decoding])
-        positions = self._limits.logit_positions
+        positions = self.limits.logit_positions
         return room if positions is None else min(room, positions)
 
     def forget_rejected(self, row: CacheRow) -> None:
@@ -194,18 +195,14 @@ class CacheRows:
         self._cache, self._rows, self.decoding = None, [], 0
 
     @cached_property
-    def _limits(self) -> CacheLimits:
-        return self.engine.cache_limits()
-
-    @cached_property
     def _longest(self) -> int:
         """Slots that a row can have; 0 where there can be none."""
-        fixed = self._limits.capacity
+        fixed = self.limits.capacity
         if fixed is not None:
             return min(fixed, self.max_positions) if self._allowed(fixed) else 0
         if self.budget_bytes is None:
             return self.max_positions
-        slots = self.budget_bytes // self._limits.slot_bytes
+        slots = self.budget_bytes // self.limits.slot_bytes
         return self.max_positions if slots >= self.max_positions else slots // CAPACITY_STEP * CAPACITY_STEP
 
     def _capacity_for(self, needed: int, new_rows: int) -> int | None:
@@ -218,15 +215,15 @@ class CacheRows:
 
     def _allowed(self, capacity: int) -> int:
         """Rows of that capacity, at most."""
-        if self._limits.capacity is not None and capacity > self._limits.capacity:
+        if self.limits.capacity is not None and capacity > self.limits.capacity:
             return 0
-        limits = [self.max_rows, self._limits.max_rows, None]
+        limits = [self.max_rows, self.limits.max_rows, None]
         if self.budget_bytes is not None:
-            limits[2] = self.budget_bytes // (capacity * self._limits.slot_bytes)
+            limits[2] = self.budget_bytes // (capacity * self.limits.slot_bytes)
         return min(limit for limit in limits if limit is not None)
 
     def _round(self, tokens: int) -> int:
-        fixed = self._limits.capacity
+        fixed = self.limits.capacity
         return plan_capacity(tokens, self.max_positions) if fixed is None else max(tokens, fixed)
 
     def _wanted_rows(self, tokens: TokenSequence) -> int:

@@ -1,7 +1,8 @@
-"""Continuous batching over an engine: prompts in chunks, each on its own row, between steps that decode all others, or
+"""Continuous batching over an engine: prompts in pieces, each on its own row, between steps that decode all others, or
 in them where the decoder takes rows of different lengths.
 
-Shape letters: B rows, S tokens, P of them with logits, N image tokens, E hidden size, V vocabulary.
+Shape letters: B rows that are decoded, R rows of a step, S tokens, P of them with logits, N image tokens, E hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1v_export.contract import Engine
+from r1v_export.contract import PREFILL_CHUNK, Engine
 from r1v_export.count import Count
 from r1v_export.errors import R1VError
 from r1v_export.generation import Sampling
@@ -23,21 +24,18 @@ from r1v_export.log_event import log_event
 from r1v_export.runner.answer import AnswerStream, TokenEvent
 from r1v_export.runner.batching.batch import Batch, CacheUsage
 from r1v_export.runner.batching.cache_rows import CacheRows
+from r1v_export.runner.batching.prompt_pieces import Piece, PromptPieces
 from r1v_export.runner.batching.row_state import RowState
 from r1v_export.runner.batching.speculation import Draft, StepTimes, draft_length
 from r1v_export.runner.encoded_prompt import EncodedPrompt, TokenSequence
 from r1v_export.runner.finite import require_finite
-from r1v_export.runner.kv_cache import CAPACITY_STEP, PREFILL_CHUNK, embed_chosen, new_token_budget, plan_capacity
+from r1v_export.runner.kv_cache import CAPACITY_STEP, embed_chosen, new_token_budget, pad_right, plan_capacity
 from r1v_export.runner.sampling import Sampler
 
 _LOG = logging.getLogger(__name__)
 
 HEADROOM = CAPACITY_STEP
 """Slots behind its tokens that a row is given, so that it does not have to give way at once."""
-
-PROMPT_TOKENS_WITH_OTHERS = 96
-"""Prompt tokens in a step that decodes as well, at most. With 160 the others wait 1.7 times as long for their next
-token (p95), and 16 clients get fewer tokens a second; with 64 and 80 they get fewer, too (two cores, 0.5B)."""
 
 
 class Scores(NamedTuple):
@@ -50,6 +48,30 @@ class Scores(NamedTuple):
 
     logits: np.ndarray
     draft: Draft
+
+
+class Decoding(NamedTuple):
+    """What a step decodes, in the order of the rows.
+
+    Attributes:
+        states: whose prompt is in the cache.
+        drafts: of the next tokens of each.
+        token_ids: of each the last token, and what of the draft is checked.
+    """
+
+    states: list[RowState]
+    drafts: list[Draft]
+    token_ids: list[list[int]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many tokens of each [B]."""
+        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
+
+    @property
+    def tokens(self) -> int:
+        """How many in all."""
+        return sum(map(len, self.token_ids))
 
 
 Scored = list[tuple[RowState, Scores | R1VError]]
@@ -70,8 +92,9 @@ def _adding_time(states: Sequence[RowState]) -> Iterator[None]:
 
 class EngineBatch(Batch[RowState]):
     """Requests over one engine. Each step runs the decoder once: it decodes one token of every request whose prompt is
-    in the cache, and more where drafts of them are right, or it prefills tokens of one prompt, or does both where the
-    decoder is `CacheLimits.ragged`. So every token is handed out as soon as it is known.
+    in the cache, and more where drafts of them are right, or it prefills tokens of one prompt; where the engine has
+    `CacheLimits.ragged_tokens` it does both, and for several prompts. So every token is handed out as soon as it is
+    known.
 
     Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where
     a row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
@@ -83,7 +106,7 @@ class EngineBatch(Batch[RowState]):
         image_token_id: stands in prompts for a row of an image.
         rows: of the engine's cache.
         prefill_chunk: prompt tokens of a step, and of all steps between two that decode, at most: bounds the memory of
-            attention, and the wait of all others.
+            attention, and the wait of all others. None for what the engine says, see `CacheLimits`.
         end_tag: tokens that end reasoning, for `Sampling.max_reasoning_tokens`.
         draft_tokens: of a request that a step checks, at most; 0 decodes token by token.
     """
@@ -93,20 +116,18 @@ class EngineBatch(Batch[RowState]):
         engine: Engine,
         image_token_id: int,
         rows: CacheRows,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = PREFILL_CHUNK,
         end_tag: Sequence[int] = (),
         draft_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.end_tag, self.draft_tokens, self._step_times = end_tag, draft_tokens, StepTimes()
-        self.engine, self.image_token_id, self.rows, self.prefill_chunk = engine, image_token_id, rows, prefill_chunk
+        self.engine, self.image_token_id, self.rows = engine, image_token_id, rows
+        self._prompts = PromptPieces(rows, prefill_chunk)
         self._holding: list[RowState] = []
         """Requests with a row, the oldest first."""
         self._preempted: deque[RowState] = deque()
         """Requests that gave up their row, the oldest first; all are younger than those that have one."""
-        self._shortest_next = False
-        self._prefill_room = prefill_chunk
-        """Prompt tokens that may be prefilled before others are decoded."""
 
     @property
     def running(self) -> Sequence[RowState]:
@@ -206,128 +227,116 @@ class EngineBatch(Batch[RowState]):
 
     def _run(self) -> Scored:
         """Run the decoder: for a prompt, for all whose prompt is in the cache, or for both."""
-        prompt, decodes = self._next_prompt(), any(state.prefilled for state in self._holding)
-        if prompt is None:
-            return self._decode() if decodes else []
-        if not decodes:
-            return self._prefill(prompt)
-        if self.rows.ragged:
-            return self._decode_with(prompt)
-        return self._decode() if self._chunk(prompt) > self._prefill_room else self._prefill(prompt)
+        waiting = [state for state in self._holding if not state.prefilled]
+        if self.rows.limits.ragged_tokens:
+            decoding = self._decoding()
+            return self._decode_and_prefill(decoding, self._prompts.together(waiting, decoding.tokens))
+        piece = self._prompts.alone(waiting, decodes=len(waiting) < len(self._holding))
+        if piece is not None:
+            return self._prefill(piece)
+        self._prompts.others_were_decoded()
+        return self._decode(self._decoding())
 
-    def _decode_with(self, prompt: RowState) -> Scored:
-        """Decode, and prefill the next tokens of a prompt in the same run: both take little longer than one."""
-        start = len(prompt.row.tokens)
-        stop = start + min(PROMPT_TOKENS_WITH_OTHERS, self._chunk(prompt))
-        self._shortest_next = not self._shortest_next
-        try:
-            chunk_SE = self._embed_chunk(prompt, start, stop)[0]
-        except R1VError as error:
-            return [(prompt, error)]
-        self.rows.place_next(prompt.row)
-        decoded, logits_V = self._decode_rows(chunk_SE)
-        if isinstance(logits_V, R1VError):
-            return [*decoded, (prompt, logits_V)]
-        return [*decoded, *self._prefilled(prompt, start, stop, logits_V)]
-
-    def _decode(self) -> Scored:
-        return self._decode_rows(None)[0]
-
-    def _decode_rows(self, chunk_SE: np.ndarray | None) -> tuple[Scored, np.ndarray | R1VError]:
-        """Decode every request whose prompt is in the cache.
-
-        Args:
-            chunk_SE: tokens of a prompt, whose row lies behind theirs; None for none.
-
-        Returns:
-            What they take, and the logits [V] after that chunk, if there is one; or what failed.
-        """
-        decoding = (state for state in self._holding if state.prefilled)
-        states = sorted(decoding, key=lambda state: state.row.index)
-        self._prefill_room = self.prefill_chunk
-        self.counters.rows_per_step[len(states)] += 1
+    def _decoding(self) -> Decoding:
+        """What a step decodes: the last token of every request whose prompt is in the cache, and a draft of the next
+        ones where that gives more tokens in the same time."""
+        prefilled = (state for state in self._holding if state.prefilled)
+        states = sorted(prefilled, key=lambda state: state.row.index)
+        if not states:
+            return Decoding([], [], [])
         most = min(self.draft_tokens, self.rows.longest_step() - 1)
         drafts = [state.draft(most) for state in states]
         length = draft_length(self._step_times, drafts, [state.acceptance for state in states], most)
-        last = [state.last_token for state in states]
-        checked = [[last, *draft.token_ids[:length]] for last, draft in zip(last, drafts, strict=True)]
-        try:
-            logits = self._score(checked, chunk_SE)
-        except R1VError as error:
-            return [(state, error) for state in states], error
-        for state, token_id in zip(states, last, strict=True):
-            state.row.tokens.append(token_id)
-        scores = (Scores(logits_PV, draft) for logits_PV, draft in zip(logits, drafts, strict=False))
-        return [*zip(states, scores, strict=True)], logits[-1][-1]
+        pairs = zip(states, drafts, strict=True)
+        return Decoding(states, drafts, [[state.last_token, *draft.token_ids[:length]] for state, draft in pairs])
 
-    def _score(self, token_ids: Sequence[Sequence[int]], chunk_SE: np.ndarray | None) -> list[np.ndarray]:
-        """Put tokens of each row that is decoded into the cache; for each row logits [P, V] after each of them, and, as
-        the last ones, [1, V] after the chunk of the row behind them, if there is one."""
+    def _decode(self, decoding: Decoding) -> Scored:
+        """Decode, and nothing else."""
+        if not decoding.states:
+            return []
         clock = time.perf_counter()
-        new_B = np.array([len(row) for row in token_ids], dtype=np.int64)
-        rows, seq = len(new_B), int(new_B.max())
-        ids_BS = np.zeros((rows, seq), dtype=np.int64)
-        for ids_S, row in zip(ids_BS, token_ids, strict=True):
-            ids_S[: len(row)] = row
-        embeds_BSE = embed_chosen(self.engine, ids_BS)
-        if chunk_SE is not None:
-            return self._score_with(embeds_BSE, new_B, chunk_SE)
-        logits_BSV = self.rows.cache.append_scored(embeds_BSE, new_B)
-        self._step_times.record(rows, seq, (time.perf_counter() - clock) * 1000)
-        return [logits_SV[:new] for logits_SV, new in zip(logits_BSV, new_B, strict=True)]
-
-    def _score_with(self, embeds_BSE: np.ndarray, new_B: np.ndarray, chunk_SE: np.ndarray) -> list[np.ndarray]:
-        rows, seq, hidden = embeds_BSE.shape
-        together_RSE = np.zeros((rows + 1, max(seq, len(chunk_SE)), hidden), dtype=np.float32)
-        together_RSE[:rows, :seq], together_RSE[rows, : len(chunk_SE)] = embeds_BSE, chunk_SE
-        index_RP = np.full((rows + 1, seq), len(chunk_SE) - 1)
-        index_RP[:rows] = np.minimum(np.arange(seq), new_B[:, None] - 1)
-        logits_RPV = self.rows.cache.append_ragged(together_RSE, np.append(new_B, len(chunk_SE)), index_RP)
-        return [logits_PV[:new] for logits_PV, new in zip(logits_RPV, [*new_B, 1], strict=True)]
-
-    def _next_prompt(self) -> RowState | None:
-        """The request whose prompt goes on; None where there is none.
-
-        The oldest prompt and the one with the fewest tokens left, in turns: neither do short prompts wait for a long
-        one, nor does a long one wait for ever, nor do prompts that are alike all wait for the last of them.
-        """
-        prefilling = [state for state in self._holding if not state.prefilled]
-        if not prefilling:
-            return None
-        if self._shortest_next:
-            prefilling.sort(key=lambda state: len(state.tokens) - len(state.row.tokens))
-        state = prefilling[0]
-        self.rows.reuse(state.row, state.tokens)
-        return state
-
-    def _chunk(self, state: RowState) -> int:
-        """How many of a request's tokens are prefilled next."""
-        return min(self.prefill_chunk, len(state.tokens) - len(state.row.tokens))
-
-    def _prefill(self, state: RowState) -> Scored:
-        start = len(state.row.tokens)
-        stop = start + self._chunk(state)
-        self._prefill_room -= stop - start
-        self._shortest_next = not self._shortest_next
         try:
-            embeds_1SE = self._embed_chunk(state, start, stop)
-            logits_V = self.rows.cache.append(embeds_1SE, np.array([stop - start]), state.row.index)[0]
+            logits_BSV = self.rows.cache.append_scored(self._embed_decoded(decoding), decoding.lengths)
         except R1VError as error:
-            return [(state, error)]
-        return self._prefilled(state, start, stop, logits_V)
+            return [(state, error) for state in decoding.states]
+        rows, seq = logits_BSV.shape[:2]
+        self._step_times.record(rows, seq, (time.perf_counter() - clock) * 1000)
+        return self._decoded(decoding, logits_BSV)
 
-    def _prefilled(self, state: RowState, start: int, stop: int, logits_V: np.ndarray) -> Scored:
-        """Count prompt tokens start ... stop - 1 as being in the row, and begin to decode it behind the last ones."""
-        state.row.tokens.take(state.tokens, stop)
-        state.computed += stop - start
-        if stop < len(state.tokens):
+    def _decode_and_prefill(self, decoding: Decoding, pieces: Sequence[Piece]) -> Scored:
+        """Decode, and prefill pieces of prompts in the same run, whose rows lie behind: both take little longer than
+        one. A piece that cannot be embedded fails alone."""
+        failed: Scored = []
+        chunks: list[tuple[Piece, np.ndarray]] = []
+        for piece in pieces:
+            try:
+                chunks.append((piece, self._embed_piece(piece)[0]))
+            except R1VError as error:
+                failed.append((piece.state, error))
+        if not chunks:
+            return [*failed, *self._decode(decoding)]
+        self.rows.place_next(*(piece.state.row for piece, _ in chunks))
+        try:
+            logits_RPV = self._score(decoding, [chunk_SE for _, chunk_SE in chunks])
+        except R1VError as error:
+            states = [*decoding.states, *(piece.state for piece, _ in chunks)]
+            return [*failed, *((state, error) for state in states)]
+        decoded = self._decoded(decoding, logits_RPV) if decoding.states else []
+        of_chunks = zip(chunks, logits_RPV[len(decoding.states) :], strict=True)
+        prefilled = [scores for (piece, _), logits_PV in of_chunks for scores in self._prefilled(piece, logits_PV[-1])]
+        return [*failed, *decoded, *prefilled]
+
+    def _score(self, decoding: Decoding, chunks: Sequence[np.ndarray]) -> np.ndarray:
+        """Put what is decoded, and chunks [S, E] of the rows behind, into the cache; logits [R, P, V] after each token
+        that is decoded, and after the last one of each chunk."""
+        embeds_BSE = self._embed_decoded(decoding)
+        decoded = [embeds_SE[:new] for embeds_SE, new in zip(embeds_BSE, decoding.lengths, strict=True)]
+        parts_SE = [*decoded, *chunks]
+        new_R = np.array([len(part_SE) for part_SE in parts_SE])
+        index_RP = np.minimum(np.arange(embeds_BSE.shape[1]), new_R[:, None] - 1)
+        index_RP[len(decoding.states) :] = new_R[len(decoding.states) :, None] - 1
+        return self.rows.cache.append_ragged(pad_right(parts_SE), new_R, index_RP)
+
+    def _embed_decoded(self, decoding: Decoding) -> np.ndarray:
+        """Embeddings [B, S, E] of what is decoded, padded on the right; S is 1 where nothing is."""
+        if not decoding.states:
+            return np.zeros((0, 1, self.engine.sizes.hidden), dtype=np.float32)
+        ids_BS = np.zeros((len(decoding.states), int(decoding.lengths.max())), dtype=np.int64)
+        for ids_S, row in zip(ids_BS, decoding.token_ids, strict=True):
+            ids_S[: len(row)] = row
+        return embed_chosen(self.engine, ids_BS)
+
+    def _decoded(self, decoding: Decoding, logits_BPV: np.ndarray) -> Scored:
+        """Count what was decoded as being in the rows; what each request takes, by logits [B, P, V]."""
+        self.counters.rows_per_step[len(decoding.states)] += 1
+        scored: Scored = []
+        for state, draft, ids, logits_PV in zip(*decoding, logits_BPV, strict=False):
+            state.row.tokens.append(ids[0])
+            scored.append((state, Scores(logits_PV[: len(ids)], draft)))
+        return scored
+
+    def _prefill(self, piece: Piece) -> Scored:
+        """Prefill a piece of a prompt in the row where it is, and nothing else."""
+        new_1 = np.array([piece.stop - piece.start])
+        try:
+            logits_V = self.rows.cache.append(self._embed_piece(piece), new_1, piece.state.row.index)[0]
+        except R1VError as error:
+            return [(piece.state, error)]
+        return self._prefilled(piece, logits_V)
+
+    def _prefilled(self, piece: Piece, logits_V: np.ndarray) -> Scored:
+        """Count a piece as being in the row, and begin to decode the request where it was the last one."""
+        state = piece.state
+        state.row.tokens.take(state.tokens, piece.stop)
+        state.computed += piece.stop - piece.start
+        if piece.stop < len(state.tokens):
             return []
         self._start(state)
         return [(state, Scores(logits_V[None], Draft()))]
 
-    def _embed_chunk(self, state: RowState, start: int, stop: int) -> np.ndarray:
-        with state.stream.timings.measure("embed"):
-            embeds_1SE = self._embed(state, start, stop)
+    def _embed_piece(self, piece: Piece) -> np.ndarray:
+        with piece.state.stream.timings.measure("embed"):
+            embeds_1SE = self._embed(*piece)
         require_finite(embeds_1SE, "embed")
         return embeds_1SE
 

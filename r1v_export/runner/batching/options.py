@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from r1v_export.config import Device
 from r1v_export.errors import UsageError
 from r1v_export.generation import FinishReason
 from r1v_export.runner.batching.speculation import DRAFT_TOKENS
-from r1v_export.runner.kv_cache import PREFILL_CHUNK
 
 MIB = 1 << 20
-
-CPU_PREFILL_CHUNK = 160
-"""Prompt tokens between two decoder steps on a CPU, where products of so many rows run at the full rate already: with
-more, streams would wait longer for nothing. A GPU needs more to be busy."""
-
-
-def default_prefill_chunk(device: Device) -> int:
-    """`BatchingOptions.prefill_chunk` for an engine on a device."""
-    return CPU_PREFILL_CHUNK if device == "cpu" else PREFILL_CHUNK
 
 
 @dataclass(frozen=True)
@@ -35,7 +24,8 @@ class BatchingOptions:
         keep_prefixes: keep the caches of finished requests while there is room, and start a request that begins with
             the same tokens and images behind what it has in common with them.
         prefill_chunk: prompt tokens that are prefilled between two decoder steps, at most. Fewer let answers on their
-            way wait less for others' prompts, at the cost of throughput and of the time to the first token.
+            way wait less for others' prompts, at the cost of throughput and of the time to the first token. None for
+            what the engine says, see `CacheLimits`.
         draft_tokens: tokens of an answer that are guessed and checked in one step, at most, as `batching.speculation`
             has it; 0 decodes token by token.
     """
@@ -45,13 +35,14 @@ class BatchingOptions:
     cache_bytes: int = 2048 * MIB
     image_cache_bytes: int = 256 * MIB
     keep_prefixes: bool = True
-    prefill_chunk: int = PREFILL_CHUNK
+    prefill_chunk: int | None = None
     draft_tokens: int = DRAFT_TOKENS
 
     def __post_init__(self) -> None:
         positive = dict.fromkeys(("max_rows", "max_queued", "cache_bytes", "prefill_chunk"), 1)
         for name, least in {**positive, "image_cache_bytes": 0, "draft_tokens": 0}.items():
-            if (found := getattr(self, name)) < least:
+            found = getattr(self, name)
+            if found is not None and found < least:
                 fix = f"choose a larger {name}, or omit it"
                 raise UsageError(f"{name} is out of range.", expected=f"at least {least}", found=found, fix=fix)
 

@@ -125,7 +125,7 @@ def admit(batch: EngineBatch, arrival: Arrival):
     keep=st.booleans(),
     chunk=st.sampled_from([1, 7, 32, 512]),
     fixed=st.booleans(),
-    ragged=st.booleans(),
+    ragged=st.sampled_from([0, 1, 20, 256]),
     guesses=st.one_of(st.none(), st.builds(Guesses, st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
 )
 def test_every_answer_is_the_lone_requests_and_every_row_is_freed(

@@ -345,19 +345,29 @@ def test_a_step_that_fails_is_an_error_of_every_request_in_it_and_of_no_later_on
 
 
 def test_rows_of_different_lengths_go_together_where_the_decoder_takes_them():
-    batch = open_batch(ToyEngine(ragged=True), chunk=16)
+    batch = open_batch(ToyEngine(ragged=16), chunk=16)
     first, second = admit(batch, range(20)), admit(batch, range(50, 90))
     run(batch)
     assert [tokens(first), tokens(second)] == [toy_answer(range(20), 12), toy_answer(range(50, 90), 12)]
     steps = batch.rows.cache.decoder.steps
-    # One prompt, then the other, each in pieces; from the first token on, all steps decode.
-    assert [step for step in steps if len(step) == 2][:3] == [[1, 16], [1, 16], [1, 8]]
+    # The oldest prompt, the one with fewest tokens left and a part of the other one, and what is left of that.
+    assert steps[:5] == [[16], [4, 12], [1, 16], [1, 12], [1, 1]]
     assert sum(map(sum, steps)) == 20 + 40 + 2 * 11, "no padding, and no last token a second time"
     assert batch.counters.prompt_tokens == 60
 
 
+def test_prompts_that_end_in_one_step_are_decoded_from_the_next_one_on():
+    batch = open_batch(ToyEngine(ragged=64))
+    prompts = [range(20), range(50, 60), range(70, 90)]
+    states = [admit(batch, prompt) for prompt in prompts]
+    assert [state for state, _ in batch.step()] == states
+    run(batch)
+    assert [tokens(state) for state in states] == [toy_answer(prompt, 12) for prompt in prompts]
+    assert batch.rows.cache.decoder.steps[:2] == [[20, 10, 20], [1, 1, 1]]
+
+
 def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
-    batch = open_batch(ToyEngine(ragged=True), chunk=16)
+    batch = open_batch(ToyEngine(ragged=16), chunk=16)
     first, second = admit(batch, range(8)), admit(batch, range(50, 90))
     batch.step()
     assert first.prefilled
@@ -376,7 +386,7 @@ def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
 
 
 def test_a_chunk_that_cannot_be_embedded_fails_alone(monkeypatch):
-    batch = open_batch(ToyEngine(ragged=True), chunk=16)
+    batch = open_batch(ToyEngine(ragged=16), chunk=16)
     first, second = admit(batch, range(8)), admit(batch, range(50, 90))
     batch.step()
 
@@ -384,9 +394,9 @@ def test_a_chunk_that_cannot_be_embedded_fails_alone(monkeypatch):
         raise GraphError("No memory.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch, "_embed_chunk", failing)
-        ((state, error),) = batch.step()
-    assert state is second
-    assert isinstance(error, GraphError)
+        patched.setattr(batch, "_embed_piece", failing)
+        events = batch.step()
+    assert [state for state, _ in events] == [second, first]
+    assert isinstance(events[0][1], GraphError)
     run(batch)
     assert tokens(first) == toy_answer(range(8), 12)

@@ -34,8 +34,8 @@ class ToyEngine:
     name = "toy"
     sizes = Sizes(28, 4, 16, 1, VOCAB, 1, 1, 1)
 
-    def __init__(self, max_rows: int | None = None, capacity: int | None = None, ragged: bool = False) -> None:
-        self.limits = CacheLimits(1, max_rows, capacity, ragged=ragged)
+    def __init__(self, max_rows: int | None = None, capacity: int | None = None, ragged: int = 0) -> None:
+        self.limits = CacheLimits(1, max_rows, capacity, ragged_tokens=ragged)
         self.opened = 0
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class ToyEngine:
 
     def decoder(self, batch: int, capacity: int) -> ToyDecoder:
         self.opened += 1
-        return (RaggedToyDecoder if self.limits.ragged else ToyDecoder)(batch, capacity)
+        return (RaggedToyDecoder if self.limits.ragged_tokens else ToyDecoder)(batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         return self.limits

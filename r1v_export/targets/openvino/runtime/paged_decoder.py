@@ -30,6 +30,8 @@ from r1v_export.targets.openvino.runtime.run import naming
 
 TOKENS_AT_ONCE = 512
 """New tokens from which on further rows go into another run: it bounds what activations take."""
+PADDED_PART = 0.8
+"""Of the next multiple of `DecoderGraphs.full_rows`, from which on tokens are filled up to it."""
 BLOCKS = 8
 """Rows grow by so many blocks: the pools are copied then."""
 
@@ -39,11 +41,13 @@ class DecoderGraphs(NamedTuple):
 
     steps: Compiled
     prompts: Compiled
-    """That for rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
+    """That for `PROMPT_TOKENS` new tokens of all rows or more; may be the same."""
     head: Compiled
     """What makes logits of what both give."""
     pools: ov.Type
     """What the pools hold."""
+    full_rows: int = 1
+    """What numbers of tokens that `prompts` computes fastest are multiples of."""
     one_token: bool = False
     """Whether `steps` has static shapes, those of one new token of one row; `prompts` then computes all else."""
 
@@ -86,7 +90,7 @@ class PagedDecoder:
 
     The pool of a layer's keys, or values, is one array that runs read and write in place. Each row has as many blocks
     of it as the longest row needs so far, in steps of `BLOCKS`, one after the other; which ones is a number, so that
-    rows change places without a copy.
+    rows change places without a copy. Where runs are padded, one more block takes what padding has.
 
     Args:
         graphs: what it runs.
@@ -102,7 +106,7 @@ class PagedDecoder:
         on_decoding: Callable[[], None] = lambda: None,
     ) -> None:
         self.sizes, self.batch, self.capacity, self._pool_type = sizes, batch, capacity, graphs.pools
-        self.on_decoding = on_decoding
+        self.on_decoding, self._full_rows = on_decoding, graphs.full_rows
         self._steps, self._one_token = BoundGraph(graphs.steps), graphs.one_token
         self._prompts = self._steps if graphs.prompts is graphs.steps else BoundGraph(graphs.prompts)
         self._head = BoundGraph(graphs.head)
@@ -163,32 +167,41 @@ class PagedDecoder:
     ) -> np.ndarray:
         """Run graph and head once for the new tokens of some rows, [tokens, hidden] each; logits [B, P, V]."""
         new_B = np.array([len(each) for each in embeds])
-        length_B = past_B + new_B
-        begins = _begins(new_B)
+        graph, begins = self._graph_of(new_B), _begins(new_B)
         # An index that repeats, as where rows have drafts of different lengths, costs no second product of the head.
         wanted, places_of_wanted = np.unique(logits_index_BP + begins[:-1, None], return_inverse=True)
-        blocks_B = _blocks(length_B)
-        indices = [place * self._row_blocks + np.arange(count) for place, count in zip(places_B, blocks_B, strict=True)]
+        padding = self._padding(int(begins[-1])) if graph is self._prompts else np.zeros(0, np.int64)
+        zeros = np.zeros((int(padding.sum()), embeds[0].shape[1]))
+        new_R, past_R = np.append(new_B, padding), np.append(past_B, 0 * padding)
+        blocks_R = _blocks(past_R + new_R)
+        first_R = np.append(places_B * self._row_blocks, np.full_like(padding, self.batch * self._row_blocks))
+        indices = [first + np.arange(count) for first, count in zip(first_R, blocks_R, strict=True)]
         inputs: dict[str, np.ndarray] = {
-            contract.INPUTS_EMBEDS: np.concatenate(embeds, dtype=np.float32)[None],
-            contract.POSITION_IDS: np.concatenate(position_ids, dtype=np.int64)[None],
+            contract.INPUTS_EMBEDS: np.concatenate([*embeds, zeros], dtype=np.float32)[None],
+            contract.POSITION_IDS: np.concatenate([*position_ids, *map(np.arange, padding)], dtype=np.int64)[None],
             contract.LOGITS_INDEX: wanted[None],
-            PAST_LENS: past_B.astype(np.int32),
-            SUBSEQUENCE_BEGINS: begins.astype(np.int32),
+            PAST_LENS: past_R.astype(np.int32),
+            SUBSEQUENCE_BEGINS: _begins(new_R).astype(np.int32),
             BLOCK_INDICES: np.concatenate(indices).astype(np.int32),
-            BLOCK_INDICES_BEGINS: _begins(blocks_B).astype(np.int32),
-            MAX_CONTEXT_LEN: np.array(length_B.max(), np.int32),
+            BLOCK_INDICES_BEGINS: _begins(blocks_R).astype(np.int32),
+            MAX_CONTEXT_LEN: np.array((past_R + new_R).max(), np.int32),
         }
         # A copy, since the head keeps what it was given and the next run changes it.
-        hidden_1WE = self._graph_of(new_B).run(inputs).copy()
+        hidden_1WE = graph.run(inputs).copy()
         logits_1WV = self._head.run({HEAD_INPUT: hidden_1WE})
         logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 
     def _graph_of(self, new_B: np.ndarray) -> BoundGraph:
         """What computes so many new tokens of each row."""
-        exceeds_steps = self._one_token and new_B.sum() > 1
-        return self._prompts if exceeds_steps or new_B.max() >= PROMPT_TOKENS else self._steps
+        return self._prompts if new_B.sum() >= (2 if self._one_token else PROMPT_TOKENS) else self._steps
+
+    def _padding(self, tokens: int) -> np.ndarray:
+        """Lengths of sequences of zeros that fill so many tokens up, where more of them take less time; they begin
+        alike, and so may share a block."""
+        full = -(-tokens // self._full_rows) * self._full_rows
+        missing = full - tokens if tokens >= PADDED_PART * full else 0
+        return np.minimum(BLOCK, missing - np.arange(0, missing, BLOCK))
 
     def _reallocate(self, batch: int, slots: int, lengths_B: np.ndarray) -> None:
         """Give each row so many slots of its capacity at least, and keep what rows hold of theirs.
@@ -197,7 +210,8 @@ class PagedDecoder:
             lengths_B: of the rows that are kept, int64.
         """
         blocks = min(-(-max(1, slots) // (BLOCKS * BLOCK)) * BLOCKS, max(1, _blocks(self.capacity)))
-        shape = pool_shape(batch * blocks, self.sizes.kv_heads, self.sizes.head_dim)
+        padded = self._full_rows > 1
+        shape = pool_shape(batch * blocks + padded, self.sizes.kv_heads, self.sizes.head_dim)
         for name, old in self._pools.items():
             # One pool after the other, so that little is there twice.
             new, tensor = new_pool(shape, self._pool_type)
@@ -212,7 +226,7 @@ class PagedDecoder:
 
     def _parts(self, pool: np.ndarray) -> np.ndarray:
         """A pool as [rows, blocks of a row, kv_heads, slots of a block, head_dim]."""
-        return pool.reshape(self.batch, self._row_blocks, *pool.shape[1:])
+        return pool[: self.batch * self._row_blocks].reshape(self.batch, self._row_blocks, *pool.shape[1:])
 
 
 def _blocks(slots: np.ndarray | int) -> Any:

@@ -262,6 +262,13 @@ def test_an_engine_says_what_its_cache_takes(built):
     assert sum(tensor_BKCD.nbytes for tensor_BKCD in tensors) == 2 * 8 * limits.slot_bytes
 
 
+def test_pieces_of_prompts_are_shorter_on_a_cpu(built):
+    engine, chunks = built.open(), []
+    for engine.device in ("cpu", "cuda"):
+        chunks.append(engine.cache_limits().prefill_chunk)
+    assert chunks == [160, 512]
+
+
 def test_a_cache_grows_to_all_positions_of_the_model_where_it_lies(r1v):
     """The lowered graph's attention stops at each row's length, so that slots for later cost nothing."""
     decoder = r1v.open().decoder(2, 16)

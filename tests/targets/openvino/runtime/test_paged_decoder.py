@@ -214,14 +214,61 @@ def taken_by(decoder, monkeypatch):
     return taken
 
 
-def test_a_row_of_many_new_tokens_is_a_prompt_and_many_rows_of_few_are_none(built, tmp_path, tiles, monkeypatch):
+def test_many_new_tokens_are_computed_by_the_graph_for_prompts_of_however_many_rows(
+    built, tmp_path, tiles, monkeypatch
+):
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     decoder = open_paged(built, tmp_path, "bfloat16", "int8").decoder(4, 48)
     taken, cache = taken_by(decoder, monkeypatch), KVCache(decoder)
-    for counts in ([8], [7], [7, 7, 7], [1, 9, 1]):
+    for counts in ([8], [7], [2, 5], [2, 6], [1, 9, 1]):
         new = normal(len(counts), max(counts), built.spec.language.hidden_size)
         cache.append(new, np.array(counts))
-    assert taken == ["_prompts", "_steps", "_steps", "_prompts"]
+    assert taken == ["_prompts", "_steps", "_steps", "_prompts", "_prompts"]
+
+
+@pytest.mark.parametrize("int4_inputs", ["int8", "exact"])
+@pytest.mark.parametrize(
+    ("counts", "computed"),
+    [
+        ([110], [110, 18]),
+        ([60, 1, 45], [60, 1, 45, 22]),
+        ([90], [90]),
+        ([128], [128]),
+        ([100, 110], [100, 110, 32, 14]),
+    ],
+)
+def test_tokens_are_filled_up_where_more_of_them_take_less_time(
+    built, tmp_path, tiles, monkeypatch, counts, computed, int4_inputs
+):
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 64)
+    engine, hidden = open_paged(built, tmp_path, "bfloat16", int4_inputs), built.spec.language.hidden_size
+    ours, reference = engine.decoder(3, 160), built.reference.decoder(3, 160)
+    first, new, token = normal(3, 2, hidden), normal(len(counts), max(counts), hidden), normal(3, 1, hidden)
+    caches = KVCache(ours), KVCache(reference)
+    for cache in caches:
+        cache.append(first, np.array([2, 1, 2]))
+    others = [ours._parts(pool)[len(counts) :].copy() for pool in ours._pools.values()]
+    begins, run = [], ours._prompts.run
+    with monkeypatch.context() as patched:
+        patched.setattr(ours._prompts, "run", lambda inputs: begins.append(inputs["subsequence_begins"]) or run(inputs))
+        found, wanted = (cache.append(new, np.array(counts)) for cache in caches)
+    assert np.diff(begins[0]).tolist() == computed
+    assert max(distances(found, wanted)) < 2e-2
+    for before, pool in zip(others, ours._pools.values(), strict=True):
+        np.testing.assert_array_equal(ours._parts(pool)[len(counts) :, : before.shape[1]], before)
+    found, wanted = (cache.append(token, np.ones(3, np.int64)) for cache in caches)
+    assert max(distances(found, wanted)) < 2e-2
+
+
+@pytest.mark.parametrize(("in_tiles", "chunk", "ragged"), [(True, 256, 256), (False, 160, 112)])
+@pytest.mark.parametrize("int4_inputs", ["int8", "exact"])
+def test_a_step_has_the_tokens_that_its_products_compute_best(
+    built, tmp_path, monkeypatch, in_tiles, chunk, ragged, int4_inputs
+):
+    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16", lambda: True)
+    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: in_tiles)
+    limits = open_paged(built, tmp_path, "bfloat16", int4_inputs).cache_limits()
+    assert (limits.prefill_chunk, limits.ragged_tokens) == (chunk, ragged)
 
 
 def test_one_sequence_has_a_graph_for_one_token_and_all_else_is_computed_by_that_for_prompts(
