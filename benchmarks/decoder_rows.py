@@ -1,7 +1,7 @@
 """Steps of several rows, prompts, and both behind a long context: a bundle's decoder by OpenVINO and by ONNX Runtime.
 
 Both open the same INT4 bundle, such as that of `serving.py --prepare`, and take turns; embeddings are random. *16 rows,
-240 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
+256 tokens* is a step of 16 rows and a piece of a prompt in one, which ONNX Runtime's decoder takes one after the other.
 Each step is of another number of tokens than the one before it; *again* is the same step once more, which is all that
 a decoder does as long as no row joins or leaves.
 
@@ -33,7 +33,7 @@ OURS, ALONE = "openvino", "onnxruntime"
 OF_ROWS = "openvino, for several rows"
 ROWS = (1, 2, 4, 8, 16, 32)
 PROMPTS = (64, 150, 300, 512)
-PIECES = (96, 240)
+PIECES = (96, 256)
 """Tokens of a prompt in a step with others: what serving gives them without tiles of bfloat16, and with them."""
 SHORT = (8, 16, 32, 64)
 BEHIND = 200
@@ -55,7 +55,7 @@ class Steps:
         self.long = engine.decoder(1, LONG + 512)
         for start in range(0, LONG, 512):
             self.prompt(self.long, 512, start)
-        self.ragged = engine.cache_limits().ragged_tokens > 0
+        self.ragged = engine.cache_limits().prefill.together > 0
 
     def measure(self) -> dict[str, float]:
         steps: dict[str, Callable[[], None]] = {

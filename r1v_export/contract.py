@@ -188,6 +188,24 @@ CPU_PREFILL_CHUNK = 160
 
 
 @dataclass(frozen=True)
+class PrefillLimits:
+    """How prompts are best cut into pieces.
+
+    Attributes:
+        chunk: prompt tokens of a step, where nobody says how many: with fewer the engine has not its full rate, and
+            with more all others wait longer for nothing.
+        together: prompt tokens of a step that decodes as well, and of several prompts, where rows of different lengths
+            go together: a step neither computes nor keeps what pads a row. 0 elsewhere.
+        least: tokens of a piece, and of what is left of its prompt, at least, where the prompt has so many: fewer are
+            rounded otherwise, so that an answer would depend on where its prompt is cut.
+    """
+
+    chunk: int = PREFILL_CHUNK
+    together: int = 0
+    least: int = 1
+
+
+@dataclass(frozen=True)
 class CacheLimits:
     """What the key-value caches of an engine can be.
 
@@ -196,18 +214,14 @@ class CacheLimits:
         max_rows: sequences of a decoder, at most; None for any number.
         capacity: slots that every sequence has, however few are asked for; None where they are as many as those.
         logit_positions: new tokens of a sequence whose logits one step gives, at most; None for any number.
-        prefill_chunk: prompt tokens of a step, where nobody says how many: with fewer the engine has not its full
-            rate, and with more all others wait longer for nothing.
-        ragged_tokens: where a step neither computes nor keeps what pads a row, so that rows of different lengths go
-            together: new tokens of all rows, prompts' and others', of a step that has both; 0 elsewhere.
+        prefill: how prompts are cut.
     """
 
     slot_bytes: int
     max_rows: int | None = None
     capacity: int | None = None
     logit_positions: int | None = None
-    prefill_chunk: int = PREFILL_CHUNK
-    ragged_tokens: int = 0
+    prefill: PrefillLimits = PrefillLimits()
 
 
 class Decoder(Protocol):

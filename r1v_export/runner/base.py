@@ -186,7 +186,7 @@ class BaseRunner(PromptEncoder, ABC):
             cache_bytes: of the key-value cache, at most; None for any.
             keep_prefixes: keep what finished requests leave in the cache, for those that begin alike.
             prefill_chunk: prompt tokens between two decoder steps, at most; None for what the engine says, see
-                `CacheLimits`.
+                `PrefillLimits`.
             draft_tokens: of a request that a step checks, at most, as in `batching.speculation`; 0 for none.
         """
 

@@ -54,7 +54,7 @@ class KVCache:
         self, inputs_embeds_BSE: np.ndarray, new_B: np.ndarray, logits_index_BP: np.ndarray
     ) -> np.ndarray:
         """The same for the first B rows, with logits [B, P, V] after some of their tokens, the last valid one among
-        them; for decoders with `CacheLimits.ragged_tokens`: padding takes no slots."""
+        them; for decoders with `PrefillLimits.together`: padding takes no slots."""
         start_B = self.lengths_B[: len(new_B)]
         self._require_room(*max(zip(start_B.tolist(), new_B.tolist(), strict=True), key=sum))
         return self._run(inputs_embeds_BSE, new_B, logits_index_BP, first_row=0)

@@ -136,7 +136,7 @@ def test_the_engine_keeps_the_contracts_shapes(engine, model, pixels, input_ids)
 
 @torch.no_grad()
 def test_pieces_of_prompts_are_as_short_as_on_other_engines_on_a_cpu(engine):
-    assert engine.cache_limits().prefill_chunk == CPU_PREFILL_CHUNK
+    assert engine.cache_limits().prefill.chunk == CPU_PREFILL_CHUNK
 
 
 def test_the_blocks_lead_to_the_vision_features(engine, model, pixels):

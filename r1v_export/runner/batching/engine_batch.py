@@ -68,11 +68,6 @@ class Decoding(NamedTuple):
         """How many tokens of each [B]."""
         return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
 
-    @property
-    def tokens(self) -> int:
-        """How many in all."""
-        return sum(map(len, self.token_ids))
-
 
 Scored = list[tuple[RowState, Scores | R1VError]]
 """Requests that take tokens in a step, or failed in it."""
@@ -93,8 +88,7 @@ def _adding_time(states: Sequence[RowState]) -> Iterator[None]:
 class EngineBatch(Batch[RowState]):
     """Requests over one engine. Each step runs the decoder once: it decodes one token of every request whose prompt is
     in the cache, and more where drafts of them are right, or it prefills tokens of one prompt; where the engine has
-    `CacheLimits.ragged_tokens` it does both, and for several prompts. So every token is handed out as soon as it is
-    known.
+    `PrefillLimits.together` it does both, and for several prompts. So every token is handed out as soon as it is known.
 
     Rows take what is used of the cache, and not what answers may come to: that may be the model's whole context. Where
     a row needs more than the budget has left, the request that was admitted last gives up its row. It gets one again
@@ -106,7 +100,7 @@ class EngineBatch(Batch[RowState]):
         image_token_id: stands in prompts for a row of an image.
         rows: of the engine's cache.
         prefill_chunk: prompt tokens of a step, and of all steps between two that decode, at most: bounds the memory of
-            attention, and the wait of all others. None for what the engine says, see `CacheLimits`.
+            attention, and the wait of all others. None for what the engine says, see `PrefillLimits`.
         end_tag: tokens that end reasoning, for `Sampling.max_reasoning_tokens`.
         draft_tokens: of a request that a step checks, at most; 0 decodes token by token.
     """
@@ -228,10 +222,10 @@ class EngineBatch(Batch[RowState]):
     def _run(self) -> Scored:
         """Run the decoder: for a prompt, for all whose prompt is in the cache, or for both."""
         waiting = [state for state in self._holding if not state.prefilled]
-        if self.rows.limits.ragged_tokens:
-            decoding = self._decoding()
-            return self._decode_and_prefill(decoding, self._prompts.together(waiting, decoding.tokens))
-        piece = self._prompts.alone(waiting, decodes=len(waiting) < len(self._holding))
+        decodes = len(waiting) < len(self._holding)
+        if self.rows.limits.prefill.together:
+            return self._decode_and_prefill(self._decoding(), self._prompts.together(waiting, decodes))
+        piece = self._prompts.alone(waiting, decodes)
         if piece is not None:
             return self._prefill(piece)
         self._prompts.others_were_decoded()

@@ -25,7 +25,7 @@ class BatchingOptions:
             the same tokens and images behind what it has in common with them.
         prefill_chunk: prompt tokens that are prefilled between two decoder steps, at most. Fewer let answers on their
             way wait less for others' prompts, at the cost of throughput and of the time to the first token. None for
-            what the engine says, see `CacheLimits`.
+            what the engine says, see `PrefillLimits`.
         draft_tokens: tokens of an answer that are guessed and checked in one step, at most, as `batching.speculation`
             has it; 0 decodes token by token.
     """

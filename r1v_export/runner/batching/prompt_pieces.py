@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from r1v_export.contract import PrefillLimits
 from r1v_export.runner.batching.cache_rows import LEAST_PREFIX, CacheRows
 from r1v_export.runner.batching.row_state import RowState
-
-LEAST_WITH_OTHERS = 96
-"""Prompt tokens of a step that decodes as well, at most, where what it decodes leaves no more room."""
 
 
 class Piece(NamedTuple):
@@ -19,10 +17,10 @@ class Piece(NamedTuple):
     start: int
     stop: int
 
-    def has(self, state: RowState) -> bool:
-        """Whether it computes more of what another prompt begins with than that has in its row."""
-        shared = self.state.tokens.common_prefix(state.tokens)
-        return min(shared, self.stop) >= len(state.row.tokens) + LEAST_PREFIX
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.stop - self.start
 
 
 class PromptPieces:
@@ -34,7 +32,7 @@ class PromptPieces:
     Args:
         rows: that prompts are prefilled into.
         chunk: prompt tokens of a step, and of all steps between two that decode, at most; None for what the engine
-            says, see `CacheLimits`.
+            says, see `PrefillLimits`.
     """
 
     def __init__(self, rows: CacheRows, chunk: int | None) -> None:
@@ -50,35 +48,32 @@ class PromptPieces:
             states: whose prompt is not in the cache.
             decodes: whether there are others to decode.
         """
-        in_turn = self._in_turn(states)
-        if not in_turn:
+        piece = self._cut(self._in_turn(states)[0], self._chunk, 1) if states else None
+        if piece is None or (decodes and self._prefilled + piece.tokens > self._chunk):
             return None
-        piece = self._cut(in_turn[0], self._chunk)
-        if decodes and self._prefilled + piece.stop - piece.start > self._chunk:
-            return None
-        self._prefilled += piece.stop - piece.start
+        self._prefilled += piece.tokens
         self._shortest_next = not self._shortest_next
         return piece
 
-    def together(self, states: Sequence[RowState], decoded: int) -> list[Piece]:
-        """What the next step prefills of one prompt, and of further ones until it has the engine's `ragged_tokens`.
+    def together(self, states: Sequence[RowState], decodes: bool) -> list[Piece]:
+        """What the next step prefills: a piece of one prompt, and of others until there are as many tokens as the
+        engine has in a step that decodes as well.
 
         Args:
             states: whose prompt is not in the cache.
-            decoded: tokens of others that it decodes as well.
+            decodes: whether there are others to decode.
         """
-        rest = self._rows.limits.ragged_tokens - decoded
-        most = min(self._chunk, max(rest, LEAST_WITH_OTHERS) if decoded else rest)
-        room = most if decoded else self._chunk
-        pieces: list[Piece] = []
+        most = min(self._chunk, self._limits.together)
+        room, pieces = most if decodes else self._chunk, list[Piece]()
         for state in self._in_turn(states):
             if room < 1:
                 break
-            piece = self._cut(state, room)
-            if self._rows.keep and any(other.has(state) for other in pieces):
-                continue  # In the next step it copies what it has in common with that prompt.
-            pieces.append(piece)
-            room = min(room, most) - (piece.stop - piece.start)
+            piece = self._cut(state, room, self._limits.least)
+            if piece is None and not pieces:
+                piece = self._cut(state, room, 1)
+            if piece is not None and not self._repeats(piece, pieces):
+                pieces.append(piece)
+                room = min(room, most) - piece.tokens
         if pieces:
             self._shortest_next = not self._shortest_next
         return pieces
@@ -88,16 +83,31 @@ class PromptPieces:
         self._prefilled = 0
 
     @property
+    def _limits(self) -> PrefillLimits:
+        return self._rows.limits.prefill
+
+    @property
     def _chunk(self) -> int:
-        return self._given_chunk or self._rows.limits.prefill_chunk
+        return self._given_chunk or self._limits.chunk
 
     def _in_turn(self, states: Sequence[RowState]) -> Sequence[RowState]:
         if not self._shortest_next:
             return states
         return sorted(states, key=lambda state: len(state.tokens) - len(state.row.tokens))
 
-    def _cut(self, state: RowState, most: int) -> Piece:
-        """The next tokens of a prompt, behind what another row holds of it."""
+    def _repeats(self, piece: Piece, others: Sequence[Piece]) -> bool:
+        """Whether others of the step compute what a prompt begins with: in the next step it copies that from them."""
+        begins = len(piece.state.row.tokens) + LEAST_PREFIX
+        shared = (min(other.state.tokens.common_prefix(piece.state.tokens), other.stop) for other in others)
+        return self._rows.keep and any(count >= begins for count in shared)
+
+    def _cut(self, state: RowState, most: int, least: int) -> Piece | None:
+        """The next tokens of a prompt, behind what another row holds of it; None where they, or what would be left, are
+        fewer than `least`, and not the whole prompt."""
         self._rows.reuse(state.row, state.tokens)
-        start = len(state.row.tokens)
-        return Piece(state, start, min(start + most, len(state.tokens)))
+        start, stop = len(state.row.tokens), len(state.tokens)
+        if stop - start > most:
+            stop = min(start + most, stop - least)
+            if stop - start < least:
+                return None
+        return Piece(state, start, stop)

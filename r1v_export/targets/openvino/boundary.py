@@ -24,8 +24,8 @@ def cache_pairs(layers: int) -> list[tuple[str, str]]:
 
 
 PROMPT_TOKENS = 64
-"""New tokens of all rows from which on the graph for prompts computes them, where there is one: it then takes 0.9 of
-the time of the other one, and from 104 tokens on 0.8 (0.5B). A decoder whose graph for steps takes one token
+"""New tokens of a row from which on it is a prompt's, which may have a graph of its own: it takes 0.9 of the time of
+the other one for so many, and from 104 tokens on 0.8 (0.5B). A decoder whose graph for steps takes one token
 (`DecoderGraphs.one_token`) runs the graph for prompts for two tokens or more."""
 DOMAIN, PAGED_ATTENTION = "r1v_export", "PagedAttention"
 """The node that the runtime makes OpenVINO's operator of."""

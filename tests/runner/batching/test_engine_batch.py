@@ -345,7 +345,7 @@ def test_a_step_that_fails_is_an_error_of_every_request_in_it_and_of_no_later_on
 
 
 def test_rows_of_different_lengths_go_together_where_the_decoder_takes_them():
-    batch = open_batch(ToyEngine(ragged=16), chunk=16)
+    batch = open_batch(ToyEngine(together=16), chunk=16)
     first, second = admit(batch, range(20)), admit(batch, range(50, 90))
     run(batch)
     assert [tokens(first), tokens(second)] == [toy_answer(range(20), 12), toy_answer(range(50, 90), 12)]
@@ -357,7 +357,7 @@ def test_rows_of_different_lengths_go_together_where_the_decoder_takes_them():
 
 
 def test_prompts_that_end_in_one_step_are_decoded_from_the_next_one_on():
-    batch = open_batch(ToyEngine(ragged=64))
+    batch = open_batch(ToyEngine(together=64))
     prompts = [range(20), range(50, 60), range(70, 90)]
     states = [admit(batch, prompt) for prompt in prompts]
     assert [state for state, _ in batch.step()] == states
@@ -367,7 +367,7 @@ def test_prompts_that_end_in_one_step_are_decoded_from_the_next_one_on():
 
 
 def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
-    batch = open_batch(ToyEngine(ragged=16), chunk=16)
+    batch = open_batch(ToyEngine(together=16), chunk=16)
     first, second = admit(batch, range(8)), admit(batch, range(50, 90))
     batch.step()
     assert first.prefilled
@@ -386,7 +386,7 @@ def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
 
 
 def test_a_chunk_that_cannot_be_embedded_fails_alone(monkeypatch):
-    batch = open_batch(ToyEngine(ragged=16), chunk=16)
+    batch = open_batch(ToyEngine(together=16), chunk=16)
     first, second = admit(batch, range(8)), admit(batch, range(50, 90))
     batch.step()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from r1v_export.runner.batching.cache_rows import LEAST_PREFIX
-from r1v_export.runner.batching.prompt_pieces import LEAST_WITH_OTHERS
 from r1v_export.runner.sampling import Sampling
 from tests.runner.batching.test_engine_batch import admit, open_batch, tokens
 from tests.runner.batching.toy_engine import ToyEngine, answer
@@ -14,9 +13,9 @@ ONE = Sampling(max_new_tokens=1)
 LONG = Sampling(max_new_tokens=200)
 
 
-def steps_of(prompts, *, others=0, ragged=64, chunk=512, keep=False):
+def steps_of(prompts, *, others=0, together=64, least=1, chunk=512, keep=False):
     """New tokens of each row that is not decoded, by step, for prompts that come behind others that are decoded."""
-    batch = open_batch(ToyEngine(ragged=ragged), max_rows=16, chunk=chunk, keep=keep)
+    batch = open_batch(ToyEngine(together=together, least=least), max_rows=16, chunk=chunk, keep=keep)
     for _ in range(others):
         admit(batch, [1], LONG)
     batch.step()
@@ -37,15 +36,14 @@ def test_a_step_has_pieces_of_as_many_prompts_as_go_into_it():
     assert steps_of(different(20, 30, 40)) == [[20, 30, 14], [26]]
 
 
-def test_tokens_that_are_decoded_leave_less_to_prompts():
-    assert steps_of(different(70, 80), others=3, ragged=128) == [[70, 128 - 3 - 70], [25]]
-    assert steps_of(different(70, 80), others=3, ragged=8) == [[70, LEAST_WITH_OTHERS - 70], [54]]
+def test_a_step_that_decodes_has_as_many():
+    assert steps_of(different(70, 80), others=3, together=96) == [[70, 26], [54]]
 
 
 def test_a_prompt_that_nobody_waits_with_has_the_whole_chunk():
     assert steps_of(different(300), chunk=200) == [[200], [100]]
     assert steps_of(different(300), chunk=None) == [[300]]
-    assert steps_of(different(300), others=1, ragged=128) == [[127], [127], [46]]
+    assert steps_of(different(300), others=1, together=128) == [[128], [128], [44]]
 
 
 def test_no_step_has_more_than_the_chunk():
@@ -54,8 +52,21 @@ def test_no_step_has_more_than_the_chunk():
 
 
 def test_the_oldest_prompt_and_the_one_with_fewest_tokens_left_come_first_in_turns():
-    steps = steps_of(different(100, 90, 8), ragged=32, chunk=32)
+    steps = steps_of(different(100, 90, 8), together=32, chunk=32)
     assert steps == [[32], [8, 24], [32], [12, 20], [32], [32], [6]]
+
+
+def test_neither_a_piece_nor_what_is_left_has_fewer_tokens_than_the_engine_says():
+    # Of the second prompt 24 would fit, and 10 be left; of the third one 6 would fit.
+    assert steps_of(different(40, 34, 50), least=16) == [[40, 18], [16, 34], [16]]
+    assert steps_of(different(70), others=1, least=16) == [[54], [16]]
+    # A whole prompt may have fewer.
+    assert steps_of(different(60, 4), least=16) == [[60, 4]]
+    assert steps_of(different(60, 8), least=16) == [[60], [8]]
+
+
+def test_pieces_are_as_short_as_a_given_chunk_however_many_tokens_the_engine_says():
+    assert steps_of(different(70), least=16, chunk=20) == [[20], [20], [20], [10]]
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(True, [[30], [10]]), (False, [[30, 30]])])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1v_export.contract import CacheLimits, Sizes
+from r1v_export.contract import CacheLimits, PrefillLimits, Sizes
 
 VOCAB, IMAGE_TOKEN = 300, 260
 
@@ -34,8 +34,10 @@ class ToyEngine:
     name = "toy"
     sizes = Sizes(28, 4, 16, 1, VOCAB, 1, 1, 1)
 
-    def __init__(self, max_rows: int | None = None, capacity: int | None = None, ragged: int = 0) -> None:
-        self.limits = CacheLimits(1, max_rows, capacity, ragged_tokens=ragged)
+    def __init__(
+        self, max_rows: int | None = None, capacity: int | None = None, together: int = 0, least: int = 1
+    ) -> None:
+        self.limits = CacheLimits(1, max_rows, capacity, prefill=PrefillLimits(together=together, least=least))
         self.opened = 0
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -53,7 +55,7 @@ class ToyEngine:
 
     def decoder(self, batch: int, capacity: int) -> ToyDecoder:
         self.opened += 1
-        return (RaggedToyDecoder if self.limits.ragged_tokens else ToyDecoder)(batch, capacity)
+        return (RaggedToyDecoder if self.limits.prefill.together else ToyDecoder)(batch, capacity)
 
     def cache_limits(self) -> CacheLimits:
         return self.limits

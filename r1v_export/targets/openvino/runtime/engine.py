@@ -14,7 +14,7 @@ import numpy as np
 
 from r1v_export import contract
 from r1v_export.config import ImageProducts
-from r1v_export.contract import CPU_PREFILL_CHUNK, CacheLimits, Sizes
+from r1v_export.contract import CPU_PREFILL_CHUNK, CacheLimits, PrefillLimits, Sizes
 from r1v_export.errors import CapabilityError, R1VError
 from r1v_export.log_event import log_event
 from r1v_export.opening import Begun, Opening
@@ -38,13 +38,12 @@ from r1v_export.weights_memory import Settling
 _LOG = logging.getLogger(__name__)
 
 
-RAGGED_TOKENS = 112
-"""New tokens of a step that decodes and prefills. With 176 the others wait 1.7 times as long for their next token
-(p95), and 16 clients get fewer tokens a second; with 80 and 96 they get fewer, too (two cores, 0.5B)."""
-TILES_TOKENS = 256
-"""The same where tiles are multiplied: in 1.5 times the time of 128, of which 16 that are decoded leave half as many to
-prompts (0.5B)."""
-
+TOKENS_WITH_OTHERS = 96
+"""Prompt tokens in a step that decodes as well. With 160 the others wait 1.7 times as long for their next token (p95),
+and 16 clients get fewer tokens a second; with 64 and 80 they get fewer, too (two cores, 0.5B)."""
+TILES_WITH_OTHERS = 256
+"""The same where tiles are multiplied, which takes 1.7 times as long as 128 of them. With 384 the others wait 1.2 times
+as long (p95), and 16 clients get 1.1 times as many tokens a second."""
 Graphs: TypeAlias = DecoderGraphs | Compiled
 """Of a decoder over a pool of blocks, or the one of a decoder with another cache."""
 
@@ -123,11 +122,15 @@ class OpenVinoEngine:
         sizes, attention = self.sizes, self.attention
         value_bytes = getattr(ov.Type, attention.pools if attention else "f32").size
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * value_bytes
+        return CacheLimits(slot_bytes, prefill=self._prefill_limits(attention))
+
+    def _prefill_limits(self, attention: Attention | None) -> PrefillLimits:
         if attention is None:
-            return CacheLimits(slot_bytes, prefill_chunk=CPU_PREFILL_CHUNK)
-        if full_rows(self.attention_of_prompts or attention) > 1:
-            return CacheLimits(slot_bytes, prefill_chunk=TILES_TOKENS, ragged_tokens=TILES_TOKENS)
-        return CacheLimits(slot_bytes, prefill_chunk=CPU_PREFILL_CHUNK, ragged_tokens=RAGGED_TOKENS)
+            return PrefillLimits(CPU_PREFILL_CHUNK)
+        prompts = self.attention_of_prompts
+        if full_rows(prompts or attention) == 1:
+            return PrefillLimits(CPU_PREFILL_CHUNK, TOKENS_WITH_OTHERS)
+        return PrefillLimits(TILES_WITH_OTHERS, TILES_WITH_OTHERS, PROMPT_TOKENS if prompts else 1)
 
     @cached_property
     def attention(self) -> Attention | None:

@@ -41,7 +41,7 @@ class DecoderGraphs(NamedTuple):
 
     steps: Compiled
     prompts: Compiled
-    """That for `PROMPT_TOKENS` new tokens of all rows or more; may be the same."""
+    """That for rows of `PROMPT_TOKENS` new tokens or more; may be the same."""
     head: Compiled
     """What makes logits of what both give."""
     pools: ov.Type
@@ -138,7 +138,7 @@ class PagedDecoder:
                 logits_index[rows],
                 self._places_B[first_row + rows.start : first_row + rows.stop],
             )
-            for rows in _runs(new_B)
+            for rows in self._runs(new_B)
         ]
         if new_B.max() == 1:
             self.on_decoding()
@@ -192,9 +192,22 @@ class PagedDecoder:
         logits_BPV: np.ndarray = logits_1WV[0, places_of_wanted.reshape(logits_index_BP.shape)]
         return logits_BPV
 
+    def _runs(self, new_B: np.ndarray) -> Iterator[slice]:
+        """Rows that run together. Where tiles are multiplied, prompts run apart from rows of few new tokens: they are a
+        multiple of `full_rows` themselves, and each row is computed by the same graph whatever others there are."""
+        start = tokens = 0
+        prompts_B = (new_B >= PROMPT_TOKENS) & (self._full_rows > 1)
+        for row, new in enumerate(new_B):
+            if row > start and (tokens + new > TOKENS_AT_ONCE or prompts_B[row] != prompts_B[row - 1]):
+                yield slice(start, row)
+                start, tokens = row, 0
+            tokens += int(new)
+        yield slice(start, len(new_B))
+
     def _graph_of(self, new_B: np.ndarray) -> BoundGraph:
         """What computes so many new tokens of each row."""
-        return self._prompts if new_B.sum() >= (2 if self._one_token else PROMPT_TOKENS) else self._steps
+        exceeds_steps = self._one_token and new_B.sum() > 1
+        return self._prompts if exceeds_steps or new_B.max() >= PROMPT_TOKENS else self._steps
 
     def _padding(self, tokens: int) -> np.ndarray:
         """Lengths of sequences of zeros that fill so many tokens up, where more of them take less time; they begin
@@ -237,14 +250,3 @@ def _blocks(slots: np.ndarray | int) -> Any:
 def _begins(counts: np.ndarray) -> np.ndarray:
     """Where each of several parts begins, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(counts)])
-
-
-def _runs(new_B: np.ndarray) -> Iterator[slice]:
-    """Rows that run together."""
-    start = tokens = 0
-    for row, new in enumerate(new_B):
-        if row > start and tokens + new > TOKENS_AT_ONCE:
-            yield slice(start, row)
-            start, tokens = row, 0
-        tokens += int(new)
-    yield slice(start, len(new_B))

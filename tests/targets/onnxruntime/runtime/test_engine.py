@@ -265,7 +265,7 @@ def test_an_engine_says_what_its_cache_takes(built):
 def test_pieces_of_prompts_are_shorter_on_a_cpu(built):
     engine, chunks = built.open(), []
     for engine.device in ("cpu", "cuda"):
-        chunks.append(engine.cache_limits().prefill_chunk)
+        chunks.append(engine.cache_limits().prefill.chunk)
     assert chunks == [160, 512]
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from r1v_export import contract
-from r1v_export.contract import DECODER
+from r1v_export.contract import DECODER, PrefillLimits
 from r1v_export.cpus import has_bfloat16_products, is_x86
 from r1v_export.errors import BundleError, CapabilityError, GraphError
 from r1v_export.opening import is_opening
@@ -214,16 +214,21 @@ def taken_by(decoder, monkeypatch):
     return taken
 
 
-def test_many_new_tokens_are_computed_by_the_graph_for_prompts_of_however_many_rows(
-    built, tmp_path, tiles, monkeypatch
-):
+def test_each_row_is_computed_by_the_same_graph_whatever_others_there_are(built, tmp_path, tiles, monkeypatch):
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
     decoder = open_paged(built, tmp_path, "bfloat16", "int8").decoder(4, 48)
     taken, cache = taken_by(decoder, monkeypatch), KVCache(decoder)
-    for counts in ([8], [7], [2, 5], [2, 6], [1, 9, 1]):
+    for counts, expected in (
+        ([8], ["_prompts"]),
+        ([7], ["_steps"]),
+        ([7, 7, 7], ["_steps"]),
+        ([1, 2, 9, 8], ["_steps", "_prompts"]),
+        ([1, 9, 1], ["_steps", "_prompts", "_steps"]),
+    ):
         new = normal(len(counts), max(counts), built.spec.language.hidden_size)
         cache.append(new, np.array(counts))
-    assert taken == ["_prompts", "_steps", "_steps", "_prompts", "_prompts"]
+        assert taken == expected
+        taken.clear()
 
 
 @pytest.mark.parametrize("int4_inputs", ["int8", "exact"])
@@ -231,7 +236,7 @@ def test_many_new_tokens_are_computed_by_the_graph_for_prompts_of_however_many_r
     ("counts", "computed"),
     [
         ([110], [110, 18]),
-        ([60, 1, 45], [60, 1, 45, 22]),
+        ([70, 45], [70, 45, 13]),
         ([90], [90]),
         ([128], [128]),
         ([100, 110], [100, 110, 32, 14]),
@@ -240,7 +245,7 @@ def test_many_new_tokens_are_computed_by_the_graph_for_prompts_of_however_many_r
 def test_tokens_are_filled_up_where_more_of_them_take_less_time(
     built, tmp_path, tiles, monkeypatch, counts, computed, int4_inputs
 ):
-    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 64)
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 40)
     engine, hidden = open_paged(built, tmp_path, "bfloat16", int4_inputs), built.spec.language.hidden_size
     ours, reference = engine.decoder(3, 160), built.reference.decoder(3, 160)
     first, new, token = normal(3, 2, hidden), normal(len(counts), max(counts), hidden), normal(3, 1, hidden)
@@ -260,15 +265,19 @@ def test_tokens_are_filled_up_where_more_of_them_take_less_time(
     assert max(distances(found, wanted)) < 2e-2
 
 
-@pytest.mark.parametrize(("in_tiles", "chunk", "ragged"), [(True, 256, 256), (False, 160, 112)])
-@pytest.mark.parametrize("int4_inputs", ["int8", "exact"])
-def test_a_step_has_the_tokens_that_its_products_compute_best(
-    built, tmp_path, monkeypatch, in_tiles, chunk, ragged, int4_inputs
-):
+@pytest.mark.parametrize(
+    ("in_tiles", "int4_inputs", "limits"),
+    [
+        (True, "int8", PrefillLimits(chunk=256, together=256, least=64)),
+        (True, "exact", PrefillLimits(chunk=256, together=256)),
+        (False, "int8", PrefillLimits(chunk=160, together=96)),
+        (False, "exact", PrefillLimits(chunk=160, together=96)),
+    ],
+)
+def test_prompts_are_cut_as_products_compute_them_best(built, tmp_path, monkeypatch, in_tiles, int4_inputs, limits):
     monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16", lambda: True)
     monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: in_tiles)
-    limits = open_paged(built, tmp_path, "bfloat16", int4_inputs).cache_limits()
-    assert (limits.prefill_chunk, limits.ragged_tokens) == (chunk, ragged)
+    assert open_paged(built, tmp_path, "bfloat16", int4_inputs).cache_limits().prefill == limits
 
 
 def test_one_sequence_has_a_graph_for_one_token_and_all_else_is_computed_by_that_for_prompts(
