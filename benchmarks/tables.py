@@ -152,12 +152,6 @@ START = {
 _HEADED = "A head in 4 bits; ours with one is in the row of that name."
 Causes = Mapping[str, Mapping[str, str]]
 CAUSES: dict[str, dict[str, str]] = {
-    "users": {
-        LLAMA: "In ours a step takes up to 96 tokens of others' prompts with it; llama.cpp's first tokens take several "
-        "times as long.",
-        VLLM: "Prompts: vLLM multiplies them in bfloat16 by AMX, ours in 8 bits without it; a request has 150 prompt "
-        "tokens and 24 new ones.",
-    },
     "memory": {
         **dict.fromkeys(
             (GENAI, GENAI_EXACT), "With AMX ours holds the weights of the layers twice, once more for prompts."
