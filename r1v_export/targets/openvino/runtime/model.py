@@ -216,8 +216,8 @@ def attention_of(file: EngineFile) -> Attention:
 def full_rows(attention: Attention) -> int:
     """What numbers of rows that a graph's products take least time for each are multiples of; 1 for any number.
 
-    With tiles of bfloat16 OpenVINO takes as long for 368 rows of 4-bit weights as for 490, and for 384 the time of 260
-    (0.5B); products of 5,120 columns are alike.
+    With tiles of bfloat16 OpenVINO takes as long for 368 rows of 4-bit weights as for 512, and 0.7 of that for 384
+    (0.5B); a product of 5,120 columns takes 1.2 times as long for 368 as for 384.
     """
     return 128 if attention.products == "bf16" and has_bfloat16_tiles() else 1
 
