@@ -89,12 +89,11 @@ def compile_graph(
     path = engine / f"{graph}.onnx"
     properties = session_properties(graph, file, threads, attention)
     with _refusals(path):
-        model = _read(path, attention)
+        model, products = _read(path, attention), properties["INFERENCE_PRECISION_HINT"]
         if graph == contract.VISION:
-            attend_by_products(model)
+            attend_by_products(model, by_tiles=by_tiles(products))
         if outputs:
             model.add_outputs(outputs)
-        products = properties["INFERENCE_PRECISION_HINT"]
         multiply: Multiply | None = multiply_in_int8 if int8 else multiply_in_bfloat16 if products == "bf16" else None
         weights = _filled(model, path, bundle, file.weights.get(graph, {}), multiply, keep=keep)
         head = cut_head(model) if attention else None
@@ -219,7 +218,12 @@ def full_rows(attention: Attention) -> int:
     With tiles of bfloat16 OpenVINO takes as long for 368 rows of 4-bit weights as for 512, and 0.7 of that for 384
     (0.5B); a product of 5,120 columns takes 1.2 times as long for 368 as for 384.
     """
-    return 128 if attention.products == "bf16" and has_bfloat16_tiles() else 1
+    return 128 if by_tiles(attention.products) else 1
+
+
+def by_tiles(products: str) -> bool:
+    """Whether products of this precision, f32 or bf16, are computed by tiles."""
+    return products == "bf16" and has_bfloat16_tiles()
 
 
 def attention_of_prompts(file: EngineFile) -> Attention | None:
