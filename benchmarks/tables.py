@@ -107,6 +107,7 @@ WHOLE = {
     "ours float32, onnxruntime": FLOAT32,
     "OpenVINO GenAI Q4_0": VINO_GENAI,
     "llama.cpp Q4_0": LLAMA,
+    "vLLM bfloat16": VLLM,
     "transformers bfloat16": TRANSFORMERS_BF16,
     "transformers float32": TRANSFORMERS,
 }

@@ -4,21 +4,19 @@ A random model of InternVL3-1B's shape (InternViT-300M with all 24 blocks, Qwen2
 tiles and 32 new tokens, whatever the model would like. Ours (int4 with images by OpenVINO where the processor has
 bfloat16, else by ONNX Runtime in 8 bits, which is the default; with exact images; all on OpenVINO; int8; float32),
 OpenVINO GenAI's VLM pipeline (`whole_answers_genai.py` makes its models of our GGUF file and ONNX graphs), llama.cpp's
-server (Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), transformers (bfloat16, float32). Each system is
-a process of its own (`whole_answers_engine.py`), one after the other: in each turn it loads its model, is asked twice
-with one tile, answers an image of each number of tiles that no system has seen, and ends. With all in memory at the
-same time, the order in which they were loaded moved their times by up to a half: in a virtual machine it matters which
-memory is free when a process starts. Ours round weights for OpenVINO once and keep them for later processes
-(docs/openvino.md): answer a question with the bundles `int4` and `fp32` and `run --vision-target openvino` before the
-first measurement.
+server (Q4_0, embeddings and head in Q8_0, and an mmproj file in F16), vLLM (bfloat16, which it compiles before the
+first turn), transformers (bfloat16, float32). Each system is a process of its own (`whole_answers_engine.py`), one
+after the other: in each turn it loads its model, is asked twice with one tile, answers an image of each number of tiles
+that no system has seen, and ends. With all in memory at the same time, the order in which they were loaded moved their
+times by up to a half: in a virtual machine it matters which memory is free when a process starts. Ours round weights
+for OpenVINO once and keep them for later processes (docs/openvino.md): answer a question with the bundles `int4` and
+`fp32` and `run --vision-target openvino` before the first measurement.
 
-    python benchmarks/whole_answers.py --prepare     # environment, model and bundles: 9 GB, some minutes
-    python benchmarks/whole_answers.py               # two idle cores; a turn of 1 and 4 tiles takes 6 minutes
+    python benchmarks/whole_answers.py --prepare     # environments, model and bundles: 13 GB, some minutes
+    python benchmarks/whole_answers.py               # two idle cores; a turn of 1 and 4 tiles takes 7 minutes
 
 A turn goes over all systems and all numbers of tiles that still have turns, and is begun only if it is likely to end in
 time. Results: benchmarks/results/<date>-whole-answers.json, written after every system; the table goes to stdout.
-
-Excluded: vLLM, whose CPU build takes 3.5 GB.
 """
 
 from __future__ import annotations
@@ -44,6 +42,8 @@ from llama_cpp_oracle import VERSION as LLAMA_VERSION
 from llama_cpp_oracle import make_environment
 from measure import RESULTS, machine, write_results
 from serving_model import speak_letters
+from vllm_oracle import PACKAGES as VLLM_PACKAGES
+from vllm_oracle import make_environment as make_vllm_environment
 
 from r1v_export.bundle import Bundle
 from r1v_export.cpus import thread_count
@@ -143,6 +143,7 @@ def prepare(work: Path) -> list[System]:
             r1v_export("build", checkpoint, *options, "--no-parity", "-o", work / name)
     llama = make_environment(work / "llama")
     genai = environment_of(work / "genai", ("install", "-q", f"openvino-genai=={GENAI_VERSION}", "pillow"))
+    vllm = make_vllm_environment(work / "vllm")
     gguf, models = work / "gguf" / "engines" / "gguf", work / "genai-model"
     if not (models / "config.json").exists():
         script = PROJECT / "benchmarks" / "whole_answers_genai.py"
@@ -154,6 +155,7 @@ def prepare(work: Path) -> list[System]:
         System(OURS[3], "ours", work / "int4", f"onnxruntime onnxruntime {other}"),
         System("OpenVINO GenAI Q4_0", "genai", models, python=genai),
         System("llama.cpp Q4_0", "llama", gguf, python=llama),
+        System("vLLM bfloat16", "vllm", checkpoint, "bfloat16", python=vllm),
         System("transformers bfloat16", "transformers", checkpoint, "bfloat16"),
         System(OURS[4], "ours", work / "int8", f"onnxruntime {other} onnxruntime"),
         System(OURS[5], "ours", work / "fp32", f"onnxruntime {other} onnxruntime"),
@@ -323,7 +325,11 @@ def main(
         return
     clock = Clock(60 * minutes)
     report: dict[str, Any] = {"machine": machine(("onnxruntime", "openvino", "torch", "transformers", "numpy"))}
-    report["machine"]["packages"] |= {"xllamacpp": LLAMA_VERSION, "openvino-genai": GENAI_VERSION}
+    report["machine"]["packages"] |= {
+        "xllamacpp": LLAMA_VERSION,
+        "openvino-genai": GENAI_VERSION,
+        "vllm": VLLM_PACKAGES[0],
+    }
     report |= {"threads": threads, "new_tokens": new_tokens, "question": QUESTION}
     for found in measure(systems, dict(zip(counts, turns, strict=False)), new_tokens, clock, threads, work):
         report["open_s"] = {each.name: round(each.open_s, 2) for each in systems}

@@ -2,12 +2,12 @@
 
     python whole_answers_engine.py KIND MODEL THREADS [OPTION]
 
-KIND: `ours` (MODEL is a bundle, OPTION its target and what encodes images), `transformers` (a
-checkpoint in the layout `internvl`, a dtype), `llama` (a folder with model.gguf and mmproj.gguf) or `genai` (a folder
-of OpenVINO models). A job is {"image", "question", "before", "after", "new_tokens"}: an image's file, a question, and
-the prompt's text before and after the image. Its answer: {"first_s", "last_s", "tokens", "prompt_tokens",
-"loaded_bytes", "peak_bytes"}: seconds from the question, with the file not read yet, to the first and the last token;
-memory before the job and at its peak. Every answer has as many tokens as are asked for, the most likely ones.
+KIND: `ours` (MODEL is a bundle, OPTION its target and what encodes images), `transformers` (a checkpoint in the layout
+`internvl`, a dtype), `vllm` (likewise), `llama` (a folder with model.gguf and mmproj.gguf) or `genai` (a folder of
+OpenVINO models). A job is {"image", "question", "before", "after", "new_tokens"}: an image's file, a question, and the
+prompt's text before and after the image. Its answer: {"first_s", "last_s", "tokens", "prompt_tokens", "loaded_bytes",
+"peak_bytes"}: seconds from the question, with the file not read yet, to the first and the last token; memory before the
+job and at its peak. Every answer has as many tokens as are asked for, the most likely ones.
 """
 
 from __future__ import annotations
@@ -173,6 +173,37 @@ def genai(folder: Path, threads: int, _: str) -> Answer:
     return run
 
 
+def vllm(checkpoint: Path, threads: int, dtype: str) -> Answer:
+    """vLLM's engine in this process, as it is by default but for the context, with 1 GB for its cache."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(checkpoint.parent / "vllm-cache"),
+    }
+    import vllm as library
+    from PIL import Image
+
+    one_image = {"limit_mm_per_prompt": {"image": 1}, "skip_mm_profiling": True}
+    engine = library.LLM(str(checkpoint), dtype=dtype, max_model_len=CONTEXT, **one_image).llm_engine
+
+    def run(job: Job) -> dict[str, Any]:
+        began, moments, prompt_tokens = time.perf_counter(), [], 0
+        with Image.open(job["image"]) as image:
+            shown = {"image": image.convert("RGB")}
+        prompt = {"prompt": job["before"] + "<IMG_CONTEXT>" + job["after"], "multi_modal_data": shown}
+        sampling = library.SamplingParams(temperature=0.0, max_tokens=job["new_tokens"], ignore_eos=True)
+        engine.add_request(job["image"], prompt, sampling)
+        while engine.has_unfinished_requests():
+            for answer in engine.step():
+                prompt_tokens = len(answer.prompt_token_ids)
+                moments += [time.perf_counter()] * (len(answer.outputs[0].token_ids) - len(moments))
+        return moments_of(began, moments, prompt_tokens)
+
+    return run
+
+
 def resident_bytes(field: str) -> int:
     """`VmRSS` (now) or `VmHWM` (at its peak) of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -181,7 +212,8 @@ def resident_bytes(field: str) -> int:
 
 def main(kind: str, model: Path, threads: int, option: str) -> None:
     began = time.perf_counter()
-    answer = {"ours": ours, "transformers": transformers, "llama": llama, "genai": genai}[kind](model, threads, option)
+    kinds = {"ours": ours, "transformers": transformers, "vllm": vllm, "llama": llama, "genai": genai}
+    answer = kinds[kind](model, threads, option)
     print(json.dumps({"open_s": time.perf_counter() - began}), flush=True)
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
