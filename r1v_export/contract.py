@@ -181,10 +181,11 @@ def graph_contracts(sizes: Sizes) -> Mapping[str, GraphContract]:
 
 
 PREFILL_CHUNK = 512
-"""Prompt tokens of a step on a GPU, which needs so many to be busy; they bound what attention takes, too."""
+"""Prompt tokens of a step where nobody else waits for it, or on a GPU, which needs so many to be busy. They bound what
+attention takes, too."""
 
 CPU_PREFILL_CHUNK = 160
-"""The same on a CPU, where products of so many rows run at the full rate already."""
+"""The same on a CPU where others wait: products of so many rows run at the full rate there."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,19 @@ class PrefillLimits:
             go together: a step neither computes nor keeps what pads a row. 0 elsewhere.
         least: tokens of a piece, and of what is left of its prompt, at least, where the prompt has so many: fewer are
             rounded otherwise, so that an answer would depend on where its prompt is cut.
+        shorter: tokens of pieces that have fewer than `least`, of several prompts, in a step that decodes as well: they
+            are computed as what is decoded is, and more of them take longer.
     """
 
     chunk: int = PREFILL_CHUNK
     together: int = 0
     least: int = 1
+    shorter: int = 0
+
+    @staticmethod
+    def of_device(device: str) -> PrefillLimits:
+        """Those of an engine that computes one prompt at a time, on "cpu" or on a GPU."""
+        return PrefillLimits(CPU_PREFILL_CHUNK if device == "cpu" else PREFILL_CHUNK)
 
 
 @dataclass(frozen=True)

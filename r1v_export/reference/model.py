@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from r1v_export.checkpoint.checkpoint import Checkpoint
-from r1v_export.contract import CPU_PREFILL_CHUNK, PREFILL_CHUNK, CacheLimits, PrefillLimits
+from r1v_export.contract import CacheLimits, PrefillLimits
 from r1v_export.model_spec import ModelSpec
 from r1v_export.reference.embed import Embed
 from r1v_export.reference.language import CacheStep, LanguageModel, LayerCache, rotary_tables
@@ -91,8 +91,7 @@ class ReferenceEngine:
     def cache_limits(self) -> CacheLimits:
         sizes = self.sizes
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * self.dtype.itemsize
-        chunk = CPU_PREFILL_CHUNK if self.device.type == "cpu" else PREFILL_CHUNK
-        return CacheLimits(slot_bytes, prefill=PrefillLimits(chunk))
+        return CacheLimits(slot_bytes, prefill=PrefillLimits.of_device(self.device.type))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, self.dtype)

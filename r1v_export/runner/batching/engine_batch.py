@@ -228,7 +228,6 @@ class EngineBatch(Batch[RowState]):
         piece = self._prompts.alone(waiting, decodes)
         if piece is not None:
             return self._prefill(piece)
-        self._prompts.others_were_decoded()
         return self._decode(self._decoding())
 
     def _decoding(self) -> Decoding:
@@ -275,8 +274,9 @@ class EngineBatch(Batch[RowState]):
         except R1VError as error:
             states = [*decoding.states, *(piece.state for piece, _ in chunks)]
             return [*failed, *((state, error) for state in states)]
-        decoded = self._decoded(decoding, logits_RPV) if decoding.states else []
-        of_chunks = zip(chunks, logits_RPV[len(decoding.states) :], strict=True)
+        rows = len(decoding.states)
+        decoded = self._decoded(decoding, logits_RPV[:rows]) if rows else []
+        of_chunks = zip(chunks, logits_RPV[rows:], strict=True)
         prefilled = [scores for (piece, _), logits_PV in of_chunks for scores in self._prefilled(piece, logits_PV[-1])]
         return [*failed, *decoded, *prefilled]
 
@@ -304,14 +304,14 @@ class EngineBatch(Batch[RowState]):
         """Count what was decoded as being in the rows; what each request takes, by logits [B, P, V]."""
         self.counters.rows_per_step[len(decoding.states)] += 1
         scored: Scored = []
-        for state, draft, ids, logits_PV in zip(*decoding, logits_BPV, strict=False):
+        for state, draft, ids, logits_PV in zip(*decoding, logits_BPV, strict=True):
             state.row.tokens.append(ids[0])
             scored.append((state, Scores(logits_PV[: len(ids)], draft)))
         return scored
 
     def _prefill(self, piece: Piece) -> Scored:
         """Prefill a piece of a prompt in the row where it is, and nothing else."""
-        new_1 = np.array([piece.stop - piece.start])
+        new_1 = np.array([piece.tokens])
         try:
             logits_V = self.rows.cache.append(self._embed_piece(piece), new_1, piece.state.row.index)[0]
         except R1VError as error:
@@ -322,7 +322,7 @@ class EngineBatch(Batch[RowState]):
         """Count a piece as being in the row, and begin to decode the request where it was the last one."""
         state = piece.state
         state.row.tokens.take(state.tokens, piece.stop)
-        state.computed += piece.stop - piece.start
+        state.computed += piece.tokens
         if piece.stop < len(state.tokens):
             return []
         self._start(state)

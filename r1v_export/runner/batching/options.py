@@ -39,10 +39,13 @@ class BatchingOptions:
     draft_tokens: int = DRAFT_TOKENS
 
     def __post_init__(self) -> None:
-        positive = dict.fromkeys(("max_rows", "max_queued", "cache_bytes", "prefill_chunk"), 1)
-        for name, least in {**positive, "image_cache_bytes": 0, "draft_tokens": 0}.items():
+        least_of = dict.fromkeys(("max_rows", "max_queued", "cache_bytes"), 1)
+        least_of |= {"image_cache_bytes": 0, "draft_tokens": 0}
+        if self.prefill_chunk is not None:
+            least_of["prefill_chunk"] = 1
+        for name, least in least_of.items():
             found = getattr(self, name)
-            if found is not None and found < least:
+            if found < least:
                 fix = f"choose a larger {name}, or omit it"
                 raise UsageError(f"{name} is out of range.", expected=f"at least {least}", found=found, fix=fix)
 

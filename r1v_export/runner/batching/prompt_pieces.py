@@ -38,7 +38,7 @@ class PromptPieces:
     def __init__(self, rows: CacheRows, chunk: int | None) -> None:
         self._rows, self._given_chunk = rows, chunk
         self._prefilled = 0
-        """Prompt tokens since others were decoded."""
+        """Prompt tokens since others were decoded, in steps of `alone`."""
         self._shortest_next = False
 
     def alone(self, states: Sequence[RowState], decodes: bool) -> Piece | None:
@@ -50,6 +50,7 @@ class PromptPieces:
         """
         piece = self._cut(self._in_turn(states)[0], self._chunk, 1) if states else None
         if piece is None or (decodes and self._prefilled + piece.tokens > self._chunk):
+            self._prefilled = 0
             return None
         self._prefilled += piece.tokens
         self._shortest_next = not self._shortest_next
@@ -57,7 +58,7 @@ class PromptPieces:
 
     def together(self, states: Sequence[RowState], decodes: bool) -> list[Piece]:
         """What the next step prefills: a piece of one prompt, and of others until there are as many tokens as the
-        engine has in a step that decodes as well.
+        engine has in a step that decodes as well. Short pieces come first: what is computed alike lies together.
 
         Args:
             states: whose prompt is not in the cache.
@@ -65,22 +66,24 @@ class PromptPieces:
         """
         most = min(self._chunk, self._limits.together)
         room, pieces = most if decodes else self._chunk, list[Piece]()
+        shorter = self._limits.shorter if decodes else most
         for state in self._in_turn(states):
             if room < 1:
                 break
             piece = self._cut(state, room, self._limits.least)
             if piece is None and not pieces:
                 piece = self._cut(state, room, 1)
-            if piece is not None and not self._repeats(piece, pieces):
-                pieces.append(piece)
-                room = min(room, most) - piece.tokens
+            if piece is None or self._repeats(piece, pieces):
+                continue
+            if piece.tokens < self._limits.least:
+                if pieces and piece.tokens > shorter:
+                    continue
+                shorter -= piece.tokens
+            pieces.append(piece)
+            room = min(room, most) - piece.tokens
         if pieces:
             self._shortest_next = not self._shortest_next
-        return pieces
-
-    def others_were_decoded(self) -> None:
-        """Let the next steps prefill as many tokens again."""
-        self._prefilled = 0
+        return sorted(pieces, key=lambda piece: piece.tokens)
 
     @property
     def _limits(self) -> PrefillLimits:
@@ -97,8 +100,8 @@ class PromptPieces:
 
     def _repeats(self, piece: Piece, others: Sequence[Piece]) -> bool:
         """Whether others of the step compute what a prompt begins with: in the next step it copies that from them."""
-        begins = len(piece.state.row.tokens) + LEAST_PREFIX
-        shared = (min(other.state.tokens.common_prefix(piece.state.tokens), other.stop) for other in others)
+        begins, most = len(piece.state.row.tokens) + LEAST_PREFIX, len(piece.state.tokens) - 1
+        shared = (min(other.state.tokens.common_prefix(piece.state.tokens), other.stop, most) for other in others)
         return self._rows.keep and any(count >= begins for count in shared)
 
     def _cut(self, state: RowState, most: int, least: int) -> Piece | None:

@@ -360,10 +360,10 @@ def test_prompts_that_end_in_one_step_are_decoded_from_the_next_one_on():
     batch = open_batch(ToyEngine(together=64))
     prompts = [range(20), range(50, 60), range(70, 90)]
     states = [admit(batch, prompt) for prompt in prompts]
-    assert [state for state, _ in batch.step()] == states
+    assert [state for state, _ in batch.step()] == [states[1], states[0], states[2]]
     run(batch)
     assert [tokens(state) for state in states] == [toy_answer(prompt, 12) for prompt in prompts]
-    assert batch.rows.cache.decoder.steps[:2] == [[20, 10, 20], [1, 1, 1]]
+    assert batch.rows.cache.decoder.steps[:2] == [[10, 20, 20], [1, 1, 1]]
 
 
 def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
@@ -383,6 +383,27 @@ def test_a_step_with_a_chunk_that_fails_fails_for_all_in_it(monkeypatch):
     later = admit(batch, PROMPTS[1])
     run(batch)
     assert tokens(later) == toy_answer(PROMPTS[1], 12)
+
+
+def test_one_of_several_chunks_that_cannot_be_embedded_fails_alone(monkeypatch):
+    batch = open_batch(ToyEngine(together=64))
+    prompts = [range(10), range(50, 70), range(80, 110)]
+    states = [admit(batch, prompt) for prompt in prompts]
+    embed_piece = batch._embed_piece
+
+    def failing(piece):
+        if piece.state is states[1]:
+            raise GraphError("No memory.")
+        return embed_piece(piece)
+
+    monkeypatch.setattr(batch, "_embed_piece", failing)
+    events = batch.step()
+    assert [state for state, _ in events] == [states[1], states[0], states[2]]
+    assert isinstance(events[0][1], GraphError)
+    run(batch)
+    assert batch.rows.cache.decoder.steps[0] == [10, 30]
+    for index in (0, 2):
+        assert tokens(states[index]) == toy_answer(prompts[index], 12)
 
 
 def test_a_chunk_that_cannot_be_embedded_fails_alone(monkeypatch):

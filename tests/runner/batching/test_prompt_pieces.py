@@ -13,9 +13,9 @@ ONE = Sampling(max_new_tokens=1)
 LONG = Sampling(max_new_tokens=200)
 
 
-def steps_of(prompts, *, others=0, together=64, least=1, chunk=512, keep=False):
+def steps_of(prompts, *, others=0, together=64, least=1, shorter=0, chunk=512, keep=False):
     """New tokens of each row that is not decoded, by step, for prompts that come behind others that are decoded."""
-    batch = open_batch(ToyEngine(together=together, least=least), max_rows=16, chunk=chunk, keep=keep)
+    batch = open_batch(ToyEngine(together=together, least=least, shorter=shorter), max_rows=16, chunk=chunk, keep=keep)
     for _ in range(others):
         admit(batch, [1], LONG)
     batch.step()
@@ -33,11 +33,11 @@ def different(*lengths):
 
 
 def test_a_step_has_pieces_of_as_many_prompts_as_go_into_it():
-    assert steps_of(different(20, 30, 40)) == [[20, 30, 14], [26]]
+    assert steps_of(different(20, 30, 40)) == [[14, 20, 30], [26]]
 
 
 def test_a_step_that_decodes_has_as_many():
-    assert steps_of(different(70, 80), others=3, together=96) == [[70, 26], [54]]
+    assert steps_of(different(70, 80), others=3, together=96) == [[26, 70], [54]]
 
 
 def test_a_prompt_that_nobody_waits_with_has_the_whole_chunk():
@@ -58,15 +58,36 @@ def test_the_oldest_prompt_and_the_one_with_fewest_tokens_left_come_first_in_tur
 
 def test_neither_a_piece_nor_what_is_left_has_fewer_tokens_than_the_engine_says():
     # Of the second prompt 24 would fit, and 10 be left; of the third one 6 would fit.
-    assert steps_of(different(40, 34, 50), least=16) == [[40, 18], [16, 34], [16]]
+    assert steps_of(different(40, 34, 50), least=16) == [[18, 40], [16, 34], [16]]
     assert steps_of(different(70), others=1, least=16) == [[54], [16]]
     # A whole prompt may have fewer.
-    assert steps_of(different(60, 4), least=16) == [[60, 4]]
+    assert steps_of(different(60, 4), least=16) == [[4, 60]]
     assert steps_of(different(60, 8), least=16) == [[60], [8]]
+
+
+def test_pieces_that_are_computed_alike_lie_together():
+    assert steps_of(different(70, 20, 72, 21, 71), others=2, together=256, least=64, shorter=96) == [
+        [20, 21, 70, 71, 72]
+    ]
+
+
+def test_a_step_that_decodes_has_few_tokens_in_shorter_pieces():
+    prompts = different(*[31] * 5, 70)
+    assert steps_of(prompts, others=2, together=256, least=64, shorter=96) == [[31, 31, 31, 70], [31, 31]]
+    assert steps_of(prompts, together=256, least=64, shorter=96) == [[31, 31, 31, 31, 31, 70]]
+    # One has room however long it is: here the shortest is the first in turn.
+    assert steps_of(different(31, 20), others=2, together=256, least=64, shorter=8) == [[20], [31]]
 
 
 def test_pieces_are_as_short_as_a_given_chunk_however_many_tokens_the_engine_says():
     assert steps_of(different(70), least=16, chunk=20) == [[20], [20], [20], [10]]
+
+
+def test_a_prompt_does_not_wait_for_what_it_could_not_copy():
+    """Of a row's tokens a prompt copies all but its own last one, whose logits are wanted."""
+    alike = [*range(LEAST_PREFIX)]
+    assert steps_of([alike, alike], keep=True) == [[LEAST_PREFIX, LEAST_PREFIX]]
+    assert steps_of([[*alike, 99], [*alike, 99]], keep=True) == [[LEAST_PREFIX + 1], [1]]
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(True, [[30], [10]]), (False, [[30, 30]])])

@@ -35,9 +35,16 @@ class ToyEngine:
     sizes = Sizes(28, 4, 16, 1, VOCAB, 1, 1, 1)
 
     def __init__(
-        self, max_rows: int | None = None, capacity: int | None = None, together: int = 0, least: int = 1
+        self,
+        max_rows: int | None = None,
+        capacity: int | None = None,
+        *,
+        together: int = 0,
+        least: int = 1,
+        shorter: int = 0,
     ) -> None:
-        self.limits = CacheLimits(1, max_rows, capacity, prefill=PrefillLimits(together=together, least=least))
+        prefill = PrefillLimits(together=together, least=least, shorter=shorter)
+        self.limits = CacheLimits(1, max_rows, capacity, prefill=prefill)
         self.opened = 0
 
     def vision(self, pixel_values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from r1v_export import contract, weights_memory
 from r1v_export.config import Device
-from r1v_export.contract import CPU_PREFILL_CHUNK, PREFILL_CHUNK, CacheLimits, PrefillLimits, Sizes
+from r1v_export.contract import CacheLimits, PrefillLimits, Sizes
 from r1v_export.opening import Begun, Opening
 from r1v_export.targets.onnxruntime.library import ort
 from r1v_export.targets.onnxruntime.runtime.cache import CacheBuffer, open_cache
@@ -96,8 +96,7 @@ class OnnxRuntimeEngine:
     def cache_limits(self) -> CacheLimits:
         sizes, dtype = self.sizes, cache_dtype(self._decoder, contract.past_key(0))
         slot_bytes = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * dtype.itemsize
-        chunk = CPU_PREFILL_CHUNK if self.device == "cpu" else PREFILL_CHUNK
-        return CacheLimits(slot_bytes, prefill=PrefillLimits(chunk))
+        return CacheLimits(slot_bytes, prefill=PrefillLimits.of_device(self.device))
 
     @cached_property
     def _vision(self) -> ort.InferenceSession:

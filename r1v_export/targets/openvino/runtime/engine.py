@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
@@ -37,13 +38,13 @@ from r1v_export.weights_memory import Settling
 
 _LOG = logging.getLogger(__name__)
 
-
 TOKENS_WITH_OTHERS = 96
 """Prompt tokens in a step that decodes as well. With 160 the others wait 1.7 times as long for their next token (p95),
 and 16 clients get fewer tokens a second; with 64 and 80 they get fewer, too (two cores, 0.5B)."""
 TILES_WITH_OTHERS = 256
 """The same where tiles are multiplied, which takes 1.7 times as long as 128 of them. With 384 the others wait 1.2 times
 as long (p95), and 16 clients get 1.1 times as many tokens a second."""
+
 Graphs: TypeAlias = DecoderGraphs | Compiled
 """Of a decoder over a pool of blocks, or the one of a decoder with another cache."""
 
@@ -126,11 +127,12 @@ class OpenVinoEngine:
 
     def _prefill_limits(self, attention: Attention | None) -> PrefillLimits:
         if attention is None:
-            return PrefillLimits(CPU_PREFILL_CHUNK)
+            return PrefillLimits.of_device("cpu")
         prompts = self.attention_of_prompts
         if full_rows(prompts or attention) == 1:
-            return PrefillLimits(CPU_PREFILL_CHUNK, TOKENS_WITH_OTHERS)
-        return PrefillLimits(TILES_WITH_OTHERS, TILES_WITH_OTHERS, PROMPT_TOKENS if prompts else 1)
+            return PrefillLimits(CPU_PREFILL_CHUNK, together=TOKENS_WITH_OTHERS)
+        limits = PrefillLimits(chunk=TILES_WITH_OTHERS, together=TILES_WITH_OTHERS)
+        return replace(limits, least=PROMPT_TOKENS, shorter=TOKENS_WITH_OTHERS) if prompts else limits
 
     @cached_property
     def attention(self) -> Attention | None:

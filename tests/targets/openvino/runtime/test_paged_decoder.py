@@ -231,6 +231,19 @@ def test_each_row_is_computed_by_the_same_graph_whatever_others_there_are(built,
         taken.clear()
 
 
+def test_prompts_and_rows_of_few_tokens_run_together_where_one_graph_computes_both(built, tmp_path, tiles, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 8)
+    ours, reference = open_paged(built, tmp_path, "bfloat16", "exact").decoder(3, 48), built.reference.decoder(3, 48)
+    runs, caches, run = [], (KVCache(ours), KVCache(reference)), ours._prompts.run
+    monkeypatch.setattr(ours._prompts, "run", lambda inputs: runs.append(inputs) or run(inputs))
+    for counts in ([9, 1, 9], [1, 8, 2]):
+        new = normal(len(counts), max(counts), built.spec.language.hidden_size)
+        found, wanted = (cache.append(new, np.array(counts)) for cache in caches)
+        assert len(runs) == 1
+        assert max(distances(found, wanted)) < 2e-2
+        runs.clear()
+
+
 @pytest.mark.parametrize("int4_inputs", ["int8", "exact"])
 @pytest.mark.parametrize(
     ("counts", "computed"),
@@ -246,8 +259,9 @@ def test_tokens_are_filled_up_where_more_of_them_take_less_time(
     built, tmp_path, tiles, monkeypatch, counts, computed, int4_inputs
 ):
     monkeypatch.setattr(f"{MODULE}.PROMPT_TOKENS", 40)
+    monkeypatch.setattr(f"{MODULE}.BLOCKS", 1)  # the pools grow, and the block that padding has moves with their end
     engine, hidden = open_paged(built, tmp_path, "bfloat16", int4_inputs), built.spec.language.hidden_size
-    ours, reference = engine.decoder(3, 160), built.reference.decoder(3, 160)
+    ours, reference = engine.decoder(3, 250), built.reference.decoder(3, 250)
     first, new, token = normal(3, 2, hidden), normal(len(counts), max(counts), hidden), normal(3, 1, hidden)
     caches = KVCache(ours), KVCache(reference)
     for cache in caches:
@@ -261,23 +275,36 @@ def test_tokens_are_filled_up_where_more_of_them_take_less_time(
     assert max(distances(found, wanted)) < 2e-2
     for before, pool in zip(others, ours._pools.values(), strict=True):
         np.testing.assert_array_equal(ours._parts(pool)[len(counts) :, : before.shape[1]], before)
+    for cache in caches:
+        cache.swap_rows(0, 2)
+        cache.copy_row(2, 1, 40)
+    again = normal(1, 115, hidden)
+    found, wanted = (cache.append(again, np.array([115]), 0) for cache in caches)
+    assert max(distances(found, wanted)) < 2e-2
     found, wanted = (cache.append(token, np.ones(3, np.int64)) for cache in caches)
     assert max(distances(found, wanted)) < 2e-2
 
 
 @pytest.mark.parametrize(
-    ("in_tiles", "int4_inputs", "limits"),
+    ("in_tiles", "int4_inputs", "matmul", "memory_bytes", "limits"),
     [
-        (True, "int8", PrefillLimits(chunk=256, together=256, least=64)),
-        (True, "exact", PrefillLimits(chunk=256, together=256)),
-        (False, "int8", PrefillLimits(chunk=160, together=96)),
-        (False, "exact", PrefillLimits(chunk=160, together=96)),
+        (True, "int8", "bfloat16", 1 << 40, PrefillLimits(chunk=256, together=256, least=64, shorter=96)),
+        (True, "exact", "bfloat16", 1 << 40, PrefillLimits(chunk=256, together=256)),
+        (True, "int8", "bfloat16", 1 << 10, PrefillLimits(chunk=160, together=96)),  # no room for a second graph
+        (True, "int8", "float32", 1 << 40, PrefillLimits(chunk=160, together=96)),
+        (True, "exact", "float32", 1 << 40, PrefillLimits(chunk=160, together=96)),
+        (False, "int8", "bfloat16", 1 << 40, PrefillLimits(chunk=160, together=96)),
+        (False, "exact", "bfloat16", 1 << 40, PrefillLimits(chunk=160, together=96)),
     ],
 )
-def test_prompts_are_cut_as_products_compute_them_best(built, tmp_path, monkeypatch, in_tiles, int4_inputs, limits):
-    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16", lambda: True)
-    monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: in_tiles)
-    assert open_paged(built, tmp_path, "bfloat16", int4_inputs).cache_limits().prefill == limits
+def test_prompts_are_cut_as_products_compute_them_best(
+    built, tmp_path, monkeypatch, in_tiles, int4_inputs, matmul, memory_bytes, limits
+):
+    model = "r1v_export.targets.openvino.runtime.model"
+    monkeypatch.setattr(f"{model}.has_bfloat16", lambda: True)
+    monkeypatch.setattr(f"{model}.has_bfloat16_tiles", lambda: in_tiles)
+    monkeypatch.setattr(f"{model}.most_bytes", lambda: memory_bytes)
+    assert open_paged(built, tmp_path, matmul, int4_inputs).cache_limits().prefill == limits
 
 
 def test_one_sequence_has_a_graph_for_one_token_and_all_else_is_computed_by_that_for_prompts(
