@@ -174,7 +174,7 @@ def genai(folder: Path, threads: int, _: str) -> Answer:
 
 
 def vllm(checkpoint: Path, threads: int, dtype: str) -> Answer:
-    """vLLM's engine in this process, as it is by default but for the context, with 1 GB for its cache."""
+    """vLLM's engine in this process, as it is by default, without its cache of earlier prompts."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -185,8 +185,8 @@ def vllm(checkpoint: Path, threads: int, dtype: str) -> Answer:
     import vllm as library
     from PIL import Image
 
-    one_image = {"limit_mm_per_prompt": {"image": 1}, "skip_mm_profiling": True}
-    engine = library.LLM(str(checkpoint), dtype=dtype, max_model_len=CONTEXT, **one_image).llm_engine
+    options = {"limit_mm_per_prompt": {"image": 1}, "skip_mm_profiling": True, "enable_prefix_caching": False}
+    engine = library.LLM(str(checkpoint), dtype=dtype, max_model_len=CONTEXT, **options).llm_engine
 
     def run(job: Job) -> dict[str, Any]:
         began, moments, prompt_tokens = time.perf_counter(), [], 0
