@@ -174,8 +174,9 @@ def genai(folder: Path, threads: int, _: str) -> Answer:
 
 
 def vllm(checkpoint: Path, threads: int, dtype: str) -> Answer:
-    """vLLM's engine in this process, as it is by default, without its cache of earlier prompts."""
+    """vLLM's engine in this process, without its cache of earlier prompts, its threads not bound to cores."""
     os.environ |= {
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -185,7 +185,7 @@ PREFILL_CHUNK = 512
 attention takes, too."""
 
 CPU_PREFILL_CHUNK = 160
-"""The same on a CPU where others wait: products of so many rows run at the full rate there."""
+"""The same on a CPU without tiles where others wait: products of so many rows run at the full rate there."""
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,14 @@ class PrefillLimits:
             go together: a step neither computes nor keeps what pads a row. 0 elsewhere.
         least: tokens of a piece, and of what is left of its prompt, at least, where the prompt has so many: fewer are
             rounded otherwise, so that an answer would depend on where its prompt is cut.
-        shorter: tokens of pieces that have fewer than `least`, of several prompts, in a step that decodes as well: they
-            are computed as what is decoded is, and more of them take longer.
+        short_tokens: tokens of all pieces that have fewer than `least`, in a step that decodes as well, where there is
+            more than one: they are computed as what is decoded is, and more of them take longer.
     """
 
     chunk: int = PREFILL_CHUNK
     together: int = 0
     least: int = 1
-    shorter: int = 0
+    short_tokens: int = 0
 
     @staticmethod
     def of_device(device: str) -> PrefillLimits:

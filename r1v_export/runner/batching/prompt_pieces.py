@@ -66,7 +66,7 @@ class PromptPieces:
         """
         most = min(self._chunk, self._limits.together)
         room, pieces = most if decodes else self._chunk, list[Piece]()
-        shorter = self._limits.shorter if decodes else most
+        short_room = self._limits.short_tokens if decodes else most
         for state in self._in_turn(states):
             if room < 1:
                 break
@@ -76,9 +76,9 @@ class PromptPieces:
             if piece is None or self._repeats(piece, pieces):
                 continue
             if piece.tokens < self._limits.least:
-                if pieces and piece.tokens > shorter:
+                if pieces and piece.tokens > short_room:
                     continue
-                shorter -= piece.tokens
+                short_room -= piece.tokens
             pieces.append(piece)
             room = min(room, most) - piece.tokens
         if pieces:

@@ -127,14 +127,14 @@ def admit(batch: EngineBatch, arrival: Arrival):
     fixed=st.booleans(),
     together=st.sampled_from([0, 1, 20, 256]),
     least=st.sampled_from([1, 8]),
-    shorter=st.sampled_from([0, 8]),
+    short_tokens=st.sampled_from([0, 8]),
     guesses=st.one_of(st.none(), st.builds(Guesses, st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.9, 1.0]))),
 )
 def test_every_answer_is_the_lone_requests_and_every_row_is_freed(
-    arrivals, max_rows, budget_bytes, keep, chunk, fixed, together, least, shorter, guesses
+    arrivals, max_rows, budget_bytes, keep, chunk, fixed, together, least, short_tokens, guesses
 ):
     size = (3, POSITIONS) if fixed else (None, None)
-    engine = ToyEngine(*size, together=together, least=least, shorter=shorter)
+    engine = ToyEngine(*size, together=together, least=least, short_tokens=short_tokens)
     budget_bytes = max(budget_bytes, POSITIONS) if fixed and budget_bytes else budget_bytes
     rows = CacheRows(engine, POSITIONS, max_rows, budget_bytes, keep)
     batch = EngineBatch(engine, IMAGE_TOKEN, rows, chunk, draft_tokens=0 if guesses is None else 8)

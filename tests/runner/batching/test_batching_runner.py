@@ -141,7 +141,7 @@ def test_stats_count_answers_and_tokens(batching):
     assert stats.generated_tokens == sum(len(answer.token_ids) for answer in answers)
 
 
-@pytest.mark.parametrize("field", ["max_rows", "max_queued", "cache_bytes"])
+@pytest.mark.parametrize("field", ["max_rows", "max_queued", "cache_bytes", "prefill_chunk"])
 def test_a_limit_of_nothing_is_refused(field):
     with pytest.raises(UsageError, match=field):
         BatchingOptions(**{field: 0})

@@ -13,9 +13,11 @@ ONE = Sampling(max_new_tokens=1)
 LONG = Sampling(max_new_tokens=200)
 
 
-def steps_of(prompts, *, others=0, together=64, least=1, shorter=0, chunk=512, keep=False):
+def steps_of(prompts, *, others=0, together=64, least=1, short_tokens=0, chunk=512, keep=False):
     """New tokens of each row that is not decoded, by step, for prompts that come behind others that are decoded."""
-    batch = open_batch(ToyEngine(together=together, least=least, shorter=shorter), max_rows=16, chunk=chunk, keep=keep)
+    batch = open_batch(
+        ToyEngine(together=together, least=least, short_tokens=short_tokens), max_rows=16, chunk=chunk, keep=keep
+    )
     for _ in range(others):
         admit(batch, [1], LONG)
     batch.step()
@@ -66,17 +68,17 @@ def test_neither_a_piece_nor_what_is_left_has_fewer_tokens_than_the_engine_says(
 
 
 def test_pieces_that_are_computed_alike_lie_together():
-    assert steps_of(different(70, 20, 72, 21, 71), others=2, together=256, least=64, shorter=96) == [
+    assert steps_of(different(70, 20, 72, 21, 71), others=2, together=256, least=64, short_tokens=96) == [
         [20, 21, 70, 71, 72]
     ]
 
 
 def test_a_step_that_decodes_has_few_tokens_in_shorter_pieces():
     prompts = different(*[31] * 5, 70)
-    assert steps_of(prompts, others=2, together=256, least=64, shorter=96) == [[31, 31, 31, 70], [31, 31]]
-    assert steps_of(prompts, together=256, least=64, shorter=96) == [[31, 31, 31, 31, 31, 70]]
+    assert steps_of(prompts, others=2, together=256, least=64, short_tokens=96) == [[31, 31, 31, 70], [31, 31]]
+    assert steps_of(prompts, together=256, least=64, short_tokens=96) == [[31, 31, 31, 31, 31, 70]]
     # One has room however long it is: here the shortest is the first in turn.
-    assert steps_of(different(31, 20), others=2, together=256, least=64, shorter=8) == [[20], [31]]
+    assert steps_of(different(31, 20), others=2, together=256, least=64, short_tokens=8) == [[20], [31]]
 
 
 def test_pieces_are_as_short_as_a_given_chunk_however_many_tokens_the_engine_says():

@@ -41,9 +41,9 @@ class ToyEngine:
         *,
         together: int = 0,
         least: int = 1,
-        shorter: int = 0,
+        short_tokens: int = 0,
     ) -> None:
-        prefill = PrefillLimits(together=together, least=least, shorter=shorter)
+        prefill = PrefillLimits(together=together, least=least, short_tokens=short_tokens)
         self.limits = CacheLimits(1, max_rows, capacity, prefill=prefill)
         self.opened = 0
 

@@ -132,7 +132,7 @@ class OpenVinoEngine:
         if full_rows(prompts or attention) == 1:
             return PrefillLimits(CPU_PREFILL_CHUNK, together=TOKENS_WITH_OTHERS)
         limits = PrefillLimits(chunk=TILES_WITH_OTHERS, together=TILES_WITH_OTHERS)
-        return replace(limits, least=PROMPT_TOKENS, shorter=TOKENS_WITH_OTHERS) if prompts else limits
+        return replace(limits, least=PROMPT_TOKENS, short_tokens=TOKENS_WITH_OTHERS) if prompts else limits
 
     @cached_property
     def attention(self) -> Attention | None:

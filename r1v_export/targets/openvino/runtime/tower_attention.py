@@ -12,11 +12,11 @@ import numpy as np
 
 from r1v_export.targets.openvino.library import ov
 
-_KEYS = 32
+_TILE_KEYS = 32
 """Tiles of bfloat16 take so many keys. A tower has one token more than it has patches: with its 1,025 keys attention of
 InternViT-300M's shape takes 1.25 times as long as with 1,056, of InternViT-6B's 1.15 times; without tiles as long."""
-_MOST_ADDED = 16
-"""Keys are added where they are no more than a sixteenth of those that are there."""
+_MOST_ADDED = 1 / 16
+"""Of the keys that are there: no more are added."""
 _HIDDEN = np.float32(-1e9)
 """A score whose weight is 0."""
 
@@ -30,7 +30,7 @@ def attend_by_products(model: ov.Model, *, by_tiles: bool = False) -> None:
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "ScaledDotProductAttention" and _is_plain(node):
-            node.output(0).replace(_attended(node, _KEYS if by_tiles else 1))
+            node.output(0).replace(_attended(node, _TILE_KEYS if by_tiles else 1))
 
 
 def _is_plain(node: ov.Node) -> bool:
@@ -50,7 +50,7 @@ def _attended(node: ov.Node, multiple: int) -> ov.Output:
     """What an operator for attention gives.
 
     Args:
-        multiple: what the number of keys is to be one of.
+        multiple: the number of keys becomes one of it.
     """
     ops: Any = ov.opset13
     query, key, value = (node.input_value(index) for index in range(3))
@@ -79,23 +79,22 @@ def _mask(key: ov.Output, added: int) -> np.ndarray:
 
 
 def _keys_to_add(key: ov.Output, multiple: int) -> int:
-    tokens = key.get_partial_shape()[2]
-    if tokens.is_dynamic:
+    heads, tokens = (key.get_partial_shape()[axis] for axis in (1, 2))
+    if tokens.is_dynamic or heads.get_length() == 1:  # one head has a mask that is wrong, see `_mask`
         return 0
-    keys = tokens.get_length()
-    missing: int = -keys % multiple
-    return missing if missing * _MOST_ADDED <= keys else 0
+    missing: int = -tokens.get_length() % multiple
+    return missing if missing <= _MOST_ADDED * tokens.get_length() else 0
 
 
-def _longer(heads: ov.Output, added: int) -> ov.Output:
+def _longer(values: ov.Output, added: int) -> ov.Output:
     """Keys or values [batch, heads, tokens, head_dim] with so many tokens of zeros behind them.
 
     They are added before a transposition, which then is still a part of the product.
     """
     ops: Any = ov.opset13
-    node = heads.get_node()
+    node = values.get_node()
     if node.get_type_name() != "Transpose":
-        return _padded(heads, 2, added)
+        return _padded(values, 2, added)
     order = node.input_value(1)
     axis = int(order.get_node().data[2])
     result: ov.Output = ops.transpose(_padded(node.input_value(0), axis, added), order).output(0)

@@ -288,7 +288,7 @@ def test_tokens_are_filled_up_where_more_of_them_take_less_time(
 @pytest.mark.parametrize(
     ("in_tiles", "int4_inputs", "matmul", "memory_bytes", "limits"),
     [
-        (True, "int8", "bfloat16", 1 << 40, PrefillLimits(chunk=256, together=256, least=64, shorter=96)),
+        (True, "int8", "bfloat16", 1 << 40, PrefillLimits(chunk=256, together=256, least=64, short_tokens=96)),
         (True, "exact", "bfloat16", 1 << 40, PrefillLimits(chunk=256, together=256)),
         (True, "int8", "bfloat16", 1 << 10, PrefillLimits(chunk=160, together=96)),  # no room for a second graph
         (True, "int8", "float32", 1 << 40, PrefillLimits(chunk=160, together=96)),

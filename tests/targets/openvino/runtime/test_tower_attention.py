@@ -30,16 +30,16 @@ def attention(key_heads: int = HEADS, mask: np.ndarray | None = None, *, causal:
     return model, any(each.get_type_name() == "ScaledDotProductAttention" for each in model.get_ops())
 
 
-def attention_by_tiles(tokens: int, *, transposed: bool):
+def attention_by_tiles(tokens: int, heads: int = HEADS, *, transposed: bool):
     """A model of attention, and the number of its keys."""
     from r1v_export.targets.openvino.library import ov
     from r1v_export.targets.openvino.runtime.tower_attention import attend_by_products
 
     ops = ov.opset13
-    shape = [-1, tokens, HEADS, SIZE] if transposed else [-1, HEADS, tokens, SIZE]
+    shape = [-1, tokens, heads, SIZE] if transposed else [-1, heads, tokens, SIZE]
     inputs = [ops.parameter(shape, ov.Type.f32) for _ in range(3)]
-    heads = [ops.transpose(each, ops.constant([0, 2, 1, 3])) for each in inputs] if transposed else inputs
-    attended = ops.scaled_dot_product_attention(*heads, causal=False)
+    operands = [ops.transpose(each, ops.constant([0, 2, 1, 3])) for each in inputs] if transposed else inputs
+    attended = ops.scaled_dot_product_attention(*operands, causal=False)
     # What a model ends with stays in float32; behind it is a product that changes nothing.
     model = ov.Model([ops.matmul(attended, ops.constant(np.eye(SIZE, dtype=np.float32)), False, False)], inputs)
     attend_by_products(model, by_tiles=True)
@@ -89,6 +89,14 @@ def test_keys_that_fill_a_tile_up_are_seen_by_no_token(precision, error, transpo
 
 def test_few_keys_are_not_filled_up() -> None:
     assert attention_by_tiles(TOKENS, transposed=True)[1] == TOKENS
+
+
+def test_the_mask_has_a_row_for_each_head_and_one_head_has_none() -> None:
+    """OpenVINO takes one row for a bias of the product, and adds it wrongly in bfloat16."""
+    model, _ = attention_by_tiles(MORE_TOKENS, transposed=True)
+    (masked,) = (each for each in model.get_ops() if each.get_type_name() == "Add")
+    assert masked.input_value(1).get_partial_shape().to_string() == f"[1,{HEADS},1,{FULL_KEYS}]"
+    assert attention_by_tiles(MORE_TOKENS, heads=1, transposed=True)[1] == MORE_TOKENS
 
 
 def test_attention_that_hides_tokens_stays() -> None:
