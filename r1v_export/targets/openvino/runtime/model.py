@@ -209,7 +209,7 @@ def attention_of(file: EngineFile) -> Attention:
     products = products_of(contract.DECODER, file)
     if not file.steps_in_8_bits:
         return Attention(products, products)
-    return Attention(products if has_bfloat16_tiles() else "f32", "f32")
+    return Attention("bf16" if by_tiles(products) else "f32", "f32")
 
 
 def full_rows(attention: Attention) -> int:

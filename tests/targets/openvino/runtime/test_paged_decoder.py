@@ -49,6 +49,14 @@ def tiles(monkeypatch):
     monkeypatch.setattr("r1v_export.targets.openvino.runtime.model.has_bfloat16_tiles", lambda: True)
 
 
+def be_computer(monkeypatch, in_tiles, memory_bytes):
+    """One with bfloat16 products, as far as the runtime knows, and perhaps with tiles."""
+    model = "r1v_export.targets.openvino.runtime.model"
+    monkeypatch.setattr(f"{model}.has_bfloat16", lambda: True)
+    monkeypatch.setattr(f"{model}.has_bfloat16_tiles", lambda: in_tiles)
+    monkeypatch.setattr(f"{model}.most_bytes", lambda: memory_bytes)
+
+
 def distances(found, wanted):
     """Relative, of every array."""
     return [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found, wanted, strict=True)]
@@ -300,10 +308,7 @@ def test_tokens_are_filled_up_where_more_of_them_take_less_time(
 def test_prompts_are_cut_as_products_compute_them_best(
     built, tmp_path, monkeypatch, in_tiles, int4_inputs, matmul, memory_bytes, limits
 ):
-    model = "r1v_export.targets.openvino.runtime.model"
-    monkeypatch.setattr(f"{model}.has_bfloat16", lambda: True)
-    monkeypatch.setattr(f"{model}.has_bfloat16_tiles", lambda: in_tiles)
-    monkeypatch.setattr(f"{model}.most_bytes", lambda: memory_bytes)
+    be_computer(monkeypatch, in_tiles, memory_bytes)
     assert open_paged(built, tmp_path, matmul, int4_inputs).cache_limits().prefill == limits
 
 
@@ -402,10 +407,7 @@ class Recording:
 def test_what_is_rounded_to_bfloat16_is_decided_by_bundle_processor_and_memory(
     built, tmp_path, monkeypatch, matmul, int4_inputs, in_tiles, memory, attends
 ):
-    model = "r1v_export.targets.openvino.runtime.model"
-    monkeypatch.setattr(f"{model}.has_bfloat16", lambda: True)
-    monkeypatch.setattr(f"{model}.has_bfloat16_tiles", lambda: in_tiles)
-    monkeypatch.setattr(f"{model}.most_bytes", lambda: memory)
+    be_computer(monkeypatch, in_tiles, memory)
     monkeypatch.setattr("r1v_export.targets.openvino.target.has_bfloat16_tiles", lambda: in_tiles)
     paged = open_paged(built, tmp_path, matmul, int4_inputs)
     assert [tuple(each) for each in (paged.attention, paged.attention_of_prompts) if each] == attends
